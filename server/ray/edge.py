@@ -16,6 +16,7 @@ from server.api import errors
 from server.api.stall import stall_watch
 from server.ray.context import DEADLINE
 from server.ray.frames import End, Frame, Pairs, read_frame, unpack
+from server.ray.loopback import has_one_application
 from server.ray.services import SERVICES, WATCH
 
 FUNCTION = "server.ray.edge.add_services"
@@ -26,6 +27,7 @@ _LOST = (
     "the replica that worked on this has ended before the answer was complete; another one takes its place, "
     "so ask again"
 )
+_NO_APPLICATION = "the server is starting or shutting down and takes no requests; ask again"
 
 
 def add_services(servicer: Any, server: Any) -> None:
@@ -220,6 +222,9 @@ class _Call:
             await self._context.abort_with_status(
                 errors.unavailable("REPLICA_LOST", _LOST, _RETRY_SECONDS).status()
             )
+        if code is grpc.StatusCode.NOT_FOUND and has_one_application():
+            # Serve knows of none: it is not deployed yet, or deleted so that its replicas drain.
+            code, details = grpc.StatusCode.UNAVAILABLE, _NO_APPLICATION
         if code is grpc.StatusCode.UNAVAILABLE:
             await self._context.abort_with_status(
                 errors.unavailable("NO_REPLICA", details, _RETRY_SECONDS).status()

@@ -55,6 +55,11 @@ def environment(host: str, port: int) -> dict[str, str]:
     return {_HOST: host, _PORT: str(port)}
 
 
+def has_one_application() -> bool:
+    """Whether this process is of a Ray that ``longspan serve --ray`` has started, where no other one runs."""
+    return _PORT in os.environ
+
+
 def hold() -> None:
     """From now on this process's servers of ``grpc.aio`` that would listen on all addresses listen on one."""
     host, port = os.environ[_HOST], os.environ[_PORT]

@@ -9,6 +9,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from longspan.v1 import inference_pb2, inference_pb2_grpc
+from server.ray import loopback
 from server.ray.answering import streamed, whole
 from server.ray.calls import Calls
 from server.ray.edge import _stream, add_services
@@ -23,11 +24,13 @@ class StandInServe:
 
     Attributes:
         lost: the replica ends after so many frames.
+        deleted: it has no application.
     """
 
     def __init__(self, calls):
         self.server = aio.server()
         self.lost = None
+        self.deleted = False
         self._calls = calls
 
     def add_generic_rpc_handlers(self, handlers):
@@ -45,8 +48,16 @@ class StandInServe:
             *pickle.loads(pickle.dumps((payload, context.invocation_metadata(), context.peer()))),
         )
 
+    @staticmethod
+    def _not_found(context):
+        context.set_code(grpc.StatusCode.NOT_FOUND)
+        context.set_details("Application metadata not set.")
+
     def _unary(self, path):
         async def call(payload, context):
+            if self.deleted:
+                self._not_found(context)
+                return None
             if self.lost is not None:
                 context.set_code(grpc.StatusCode.INTERNAL)
                 context.set_details("The actor died unexpectedly")
@@ -63,6 +74,9 @@ class StandInServe:
 
     def _stream(self, path):
         async def call(payload, context):
+            if self.deleted:
+                self._not_found(context)
+                return
             count = 0
             frames = streamed(*self._given(path, payload, context))
             try:
@@ -181,3 +195,20 @@ async def test_a_replica_that_dies_ends_its_calls_with_what_to_do(through, after
             await answer
         assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
         assert details(lost.value)["ErrorInfo"].reason == "REPLICA_LOST"
+
+
+async def test_a_server_that_starts_or_drains_is_unavailable(through, monkeypatch):
+    """Serve says that there is no application; a client's service config repeats UNAVAILABLE alone."""
+    through.serve.deleted = True
+    for answer in (through.stub.Generate(ask()), through.events(ask())):
+        with pytest.raises(aio.AioRpcError) as unknown:
+            await answer
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND  # in a cluster another one may be meant
+    for name, value in loopback.environment("127.0.0.1", 1).items():
+        monkeypatch.setenv(name, value)
+    for answer in (through.stub.Generate(ask()), through.events(ask())):
+        with pytest.raises(aio.AioRpcError) as drains:
+            await answer
+        assert drains.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert details(drains.value)["ErrorInfo"].reason == "NO_REPLICA"
+        assert details(drains.value)["RetryInfo"].retry_delay.seconds == 2

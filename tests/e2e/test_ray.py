@@ -144,10 +144,22 @@ def served(tiny, tiny_packed, tmp_path_factory):
         deltas = iter(client.stream("one", **LONG))
         begun = len(next(deltas).token_ids)
         served.process.terminate()
+        wait_until(lambda: refused(served))
         assert begun + sum(len(delta.token_ids) for delta in deltas) == 900, "it drains"
     assert served.process.wait(60) == 0
     _, alive = psutil.wait_procs(known, 10)
     assert not alive, "Ray and engines end with the server"
+
+
+def refused(served):
+    """Whether a new call is; its status is one that clients repeat."""
+    try:
+        with served.client(retries=False) as client:
+            client.generate("one", max_tokens=1)
+    except UnavailableError as error:
+        return error.reason == "NO_REPLICA"
+    else:
+        return False
 
 
 @contextmanager

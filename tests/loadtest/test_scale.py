@@ -8,7 +8,7 @@ import pytest
 import simpy
 
 from loadtest.direct.scale.costs import Costs, Limits, LoopCost, StepCost, Work
-from loadtest.direct.scale.processors import Loop, Processors
+from loadtest.direct.scale.processors import Loop, Processors, Speeds
 from loadtest.direct.scale.replica import Replica
 from loadtest.direct.scale.routing import Router
 from loadtest.direct.scale.simulate import simulate
@@ -20,9 +20,11 @@ from tests.engine.simulation.runner import Clock, FakeRunner, Rule
 
 STEP = StepCost(step=4e-3, decode=1e-3, context=1e-6, token=1e-3, pair=1e-7)
 BESIDE = StepCost(step=5e-3, decode=1.2e-3, context=1.2e-6, token=1.3e-3, pair=1.2e-7)
+CROWDED = StepCost(*(1.4 * cost for cost in vars(BESIDE).values()))
 COSTS = Costs(
     alone=STEP,
     beside=BESIDE,
+    crowded=CROWDED,
     server=LoopCost(5e-4, 1e-4, 5e-5),
     client=LoopCost(5e-4, 1e-4, 5e-5),
     cores=2,
@@ -32,26 +34,35 @@ COSTS = Costs(
 SESSIONS = Scenario(4, "affinity", "sessions", users=2, output_tokens=16, warm_up=4.0, seconds=8.0)
 
 
-def ends(env, events):
-    """When each event comes."""
+def ends(env, cores, *works):
+    """When work of so many seconds and such speeds, all begun now, is done."""
     found = {}
-    for number, event in enumerate(events):
-        event.callbacks.append(lambda _, number=number: found.setdefault(number, env.now))
+    for number, (seconds, *speeds) in enumerate(works):
+        cores.work(seconds, lambda number=number: found.setdefault(number, env.now), *speeds)
+    begun = env.now
     env.run()
-    return [found.get(number) for number in range(len(events))]
+    return [found[number] - begun for number in range(len(works))]
 
 
 def test_tasks_share_processors_evenly():
     env = simpy.Environment()
-    cores = Processors(env, 2)
-    tasks = [cores.work(0.8, 0.8), cores.work(1.6, 0.8)]
-    assert ends(env, [task.done for task in tasks]) == pytest.approx([1.0, 1.8])  # at 0.8, then alone
-    tasks = [cores.work(1.0) for _ in range(3)]
-    assert ends(env, [task.done for task in tasks]) == pytest.approx([1.8 + 1.5] * 3)
-    tasks = [cores.work(1.0, 0.5), cores.work(0.5), cores.work(2.0, 0.5)]
+    cores, beside = Processors(env, 2), Speeds(0.8, 0.8)
+    assert ends(env, cores, (0.8, beside), (1.6, beside)) == pytest.approx([1.0, 1.8])  # at 0.8, then alone
+    assert ends(env, cores, (1.0,), (1.0,), (1.0,)) == pytest.approx([1.5] * 3)
+    half = Speeds(0.5, 0.5)
     # Two thirds of a core each, steps at 0.75, since each is on the other core for half of the time.
-    assert ends(env, [task.done for task in tasks])[1] == pytest.approx(3.3 + 0.75)
+    assert ends(env, cores, (1.0, half), (0.5,), (2.0, half))[1] == pytest.approx(0.75)
     assert cores.given == pytest.approx(2.4 + 3.0 + 3.5)
+
+
+def test_steps_are_slower_on_crowded_cores():
+    env = simpy.Environment()
+    cores, speeds = Processors(env, 2), Speeds(0.8, 0.5)
+    assert ends(env, cores, *[(1.0, speeds)] * 4) == pytest.approx([4.0] * 4)
+    # One of the two cores has two steps: two thirds of a core each, at the mean of both speeds.
+    assert ends(env, cores, *[(1.0, speeds)] * 3) == pytest.approx([1.5 / 0.65] * 3)
+    assert ends(env, cores, *[(1.0, speeds)] * 2) == pytest.approx([1 / 0.8] * 2)
+    assert ends(env, cores, *[(1.0,)] * 4) == pytest.approx([2.0] * 4)
 
 
 def test_processor_time_is_neither_lost_nor_made():
@@ -63,7 +74,7 @@ def test_processor_time_is_neither_lost_nor_made():
         for _ in range(200):
             yield env.timeout(rng.expovariate(4))
             seconds = rng.uniform(0, 1)
-            task = cores.work(seconds)
+            task = cores.work(seconds, lambda: None)
             if rng.random() < 0.1:
                 before = cores.given
                 cores.cancel(task)
@@ -107,7 +118,7 @@ def test_a_replica_computes_the_steps_of_the_engine(pages):
     begin = rng.choices(range(40), k=64)
     prompts = [begin[: rng.randint(0, 64)] + rng.choices(range(40), k=rng.randint(2, 200)) for _ in range(12)]
     env, recorder, told = simpy.Environment(), Recorder(), []
-    costs = replace(COSTS, alone=recorder, beside=STEP, limits=limits, server=LoopCost())
+    costs = replace(COSTS, alone=recorder, beside=STEP, crowded=STEP, limits=limits, server=LoopCost())
     replica = Replica(env, Processors(env, 2), costs, told.extend)
     runner = FakeRunner(pages, 16, Rule(None), 512, Clock(), random.Random(0))
     core = EngineCore(runner, context_length=512, max_running=64, max_batch_tokens=64, aging_seconds=30.0)
@@ -159,14 +170,18 @@ def test_a_seed_gives_the_same_figures_and_affinity_more_hits():
 
 
 def test_what_the_validation_would_find():
-    """Negative controls: an engine that is slower than was measured, and cores that are not shared."""
+    """Negative controls: engines slower than measured, cores not shared, or crowded without a loss."""
     scenario = replace(SESSIONS, replicas=2, users=4, traffic="sharegpt", seconds=16.0)
     real = simulate(scenario, COSTS, one_machine=True)
     assert set(errors(real, real).values()) == {0}
-    slow = [StepCost(*(1.5 * cost for cost in vars(each).values())) for each in (STEP, BESIDE)]
-    wrong = simulate(scenario, replace(COSTS, alone=slow[0], beside=slow[1]), one_machine=True)
-    assert errors(real, wrong)["rate"] < -BOUND
-    assert errors(real, simulate(replace(scenario, replicas=4, users=2), COSTS))["rate"] > BOUND
+    slow = [StepCost(*(1.5 * cost for cost in vars(each).values())) for each in (STEP, BESIDE, CROWDED)]
+    named = dict(zip(("alone", "beside", "crowded"), slow, strict=True))
+    assert errors(real, simulate(scenario, replace(COSTS, **named), one_machine=True))["rate"] < -BOUND
+    four = replace(scenario, replicas=4, users=2)
+    assert errors(real, simulate(four, COSTS))["rate"] > BOUND
+    crowded = simulate(four, COSTS, one_machine=True)
+    wrong = simulate(four, replace(COSTS, crowded=BESIDE), one_machine=True)
+    assert errors(crowded, wrong)["rate"] > BOUND
     real = simulate(SESSIONS, COSTS)
     lost = SimpleNamespace(rate=real.rate, ttft=real.ttft, hits=0.0)
     assert errors(real, lost)["hits"] < -BOUND < 0 == errors(real, real)["hits"]

@@ -1,7 +1,7 @@
 """Measures what a replica's steps and messages cost on this machine: processor time of its processes.
 
-A server gets loads whose work is known to the token; then two get them at the same time. Least squares divide
-the processor time of each process among the parts of the work.
+A server gets loads whose work is known to the token; then two get them at the same time, and then as many as
+crowd the cores. Least squares divide the processor time of each process among the parts of the work.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ class _Used(NamedTuple):
         return _Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
 
 
+_REPLICAS = 4  # the most that the validation has
+
+
 def calibrate(arguments: Sequence[str], run: Run) -> Costs:
-    """All costs, in about a minute.
+    """All costs, in about two minutes.
 
     Args:
         arguments: of ``longspan serve``.
@@ -79,9 +82,12 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
         longspan.LongspanError: a request failed.
         ValueError: a server's engine process or its steps were not found.
     """
+    cores = len(os.sched_getaffinity(0))
+    # On more cores none has steps of several replicas to compute.
+    together = (1, 2, 2 * cores) if cores < _REPLICAS else (1, 2)
     with ExitStack() as stack:
-        servers = [stack.enter_context(serve(*arguments)) for _ in range(2)]
-        return run(_measured(servers))
+        servers = [stack.enter_context(serve(*arguments)) for _ in range(together[-1])]
+        return run(_measured(servers, together, cores))
 
 
 async def warm_up(servers: Sequence[Address], vocabulary: int) -> None:
@@ -95,14 +101,15 @@ async def warm_up(servers: Sequence[Address], vocabulary: int) -> None:
         await _run(servers, clients, _WARM_UP, vocabulary, random.Random(1))
 
 
-async def _measured(servers: Sequence[Address]) -> Costs:
+async def _measured(servers: Sequence[Address], counts_together: Sequence[int], cores: int) -> Costs:
+    """Costs, from the loads on so many of the servers at the same time."""
     rng = random.Random(0)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
         limits = await _limits(clients[0])
         await _run(servers, clients, _WARM_UP, limits.vocabulary, random.Random(1))
         steps, counts, server, client = {}, [], [], []
-        for together in (1, 2):
+        for together in counts_together:
             measured = []
             for load in _LOADS:
                 began = time.process_time()
@@ -116,9 +123,10 @@ async def _measured(servers: Sequence[Address]) -> Costs:
     return Costs(
         alone=steps[1],
         beside=steps[2],
+        crowded=steps[counts_together[-1]],
         server=LoopCost.fit(counts, server),
         client=LoopCost.fit(counts, client),
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores,
         limits=limits,
         machine=document.cores_of(document.machine()),
     )

@@ -105,6 +105,8 @@ class Costs:
     Attributes:
         alone: of steps, where no other core computes any.
         beside: of steps, where another core does: cores share caches and memory, or are threads of one.
+        crowded: of steps, where each core has those of two replicas to compute in turn: each finds the caches
+            full of the other's.
         server: of the server process.
         client: of the process that sends, for all replicas.
         cores: of the machine.
@@ -114,6 +116,7 @@ class Costs:
 
     alone: StepCost
     beside: StepCost
+    crowded: StepCost
     server: LoopCost
     client: LoopCost
     cores: int
@@ -124,7 +127,7 @@ class Costs:
         lines = [
             f"{self.machine}; ms of a step, a decode, a prompt token, and of 1,000 tokens that these see"
         ]
-        for name in ("alone", "beside"):
+        for name in ("alone", "beside", "crowded"):
             step = getattr(self, name)
             each = (step.step, step.decode, step.token, 1e3 * step.context, 1e3 * step.pair)
             lines.append(f"  {name}: " + ", ".join(f"{1e3 * cost:.3f}" for cost in each))

@@ -5,25 +5,38 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import simpy
 
 _NOTHING = 1e-9  # seconds, of rounding
 
 
+class Speeds(NamedTuple):
+    """How fast a step is, as a share of its speed on a core of its own beside none that computes steps.
+
+    Attributes:
+        beside: while all other cores compute steps.
+        crowded: while all cores have several steps to compute in turn.
+    """
+
+    beside: float = 1.0
+    crowded: float = 1.0
+
+
 class Task:
     """Work of one thread.
 
     Args:
-        seconds: of a core, beside none that computes steps.
-        speed: of a step beside another step, as a share of that; ``None`` of an event loop's work.
-        done: comes when it is done.
+        seconds: of a core, at full speed.
+        speeds: of a step; ``None`` of an event loop's work, which always has full speed.
+        done: is called when it is done.
     """
 
-    __slots__ = ("done", "left", "speed")
+    __slots__ = ("done", "left", "rate", "speeds")
 
-    def __init__(self, seconds: float, speed: float | None, done: simpy.Event) -> None:
-        self.left, self.speed, self.done = seconds, speed, done
+    def __init__(self, seconds: float, speeds: Speeds | None, done: Callable[[], object]) -> None:
+        self.left, self.speeds, self.done, self.rate = seconds, speeds, done, 0.0
 
 
 class Processors:
@@ -34,53 +47,53 @@ class Processors:
         cores: of the machine.
 
     Attributes:
-        given: seconds of a core alone that tasks have had.
+        given: seconds at full speed that tasks have had.
     """
 
     def __init__(self, env: simpy.Environment, cores: int) -> None:
         self._env, self._cores = env, cores
         self.given = 0.0
         self._tasks: list[Task] = []
-        self._rates: list[float] = []
         self._since = env.now
         self._plans = 0
 
-    def work(self, seconds: float, speed: float | None = None) -> Task:
+    def work(self, seconds: float, done: Callable[[], object], speeds: Speeds | None = None) -> Task:
         """Begins a task."""
         self._advance()
-        task = Task(seconds, speed, self._env.event())
+        task = Task(seconds, speeds, done)
         self._tasks.append(task)
         self._plan()
         return task
 
     def cancel(self, task: Task) -> None:
-        """Ends a task before its time; that it is done never comes."""
+        """Ends a task before its time; that it is done is never told."""
         self._advance()
         self._tasks.remove(task)
         self._plan()
 
     def _advance(self) -> None:
         passed, self._since = self._env.now - self._since, self._env.now
-        for task, rate in zip(self._tasks, self._rates, strict=True):
-            task.left -= passed * rate
-            self.given += passed * rate
+        for task in self._tasks:
+            task.left -= passed * task.rate
+            self.given += passed * task.rate
 
     def _plan(self) -> None:
         """Finds how fast each goes on, and when the first is done."""
         self._plans += 1
-        count, steps = len(self._tasks), sum(task.speed is not None for task in self._tasks)
+        if not self._tasks:
+            return
+        count, steps = len(self._tasks), sum(task.speeds is not None for task in self._tasks)
         busy = min(count, self._cores)
-        self._rates = []
+        # Each of the other tasks is as likely on another core.
+        others = (busy - 1) / (self._cores - 1) * (steps - 1) / (count - 1) if busy > 1 else 0.0
+        crowded = min(1.0, max(0.0, steps / self._cores - 1))
         for task in self._tasks:
-            rate = busy / count
-            if task.speed is not None and busy > 1:
-                # Each of the others is as likely on another core.
-                others = (busy - 1) / (self._cores - 1) * (steps - 1) / (count - 1)
-                rate *= 1 - others * (1 - task.speed)
-            self._rates.append(rate)
-        if self._tasks:
-            first = min(task.left / rate for task, rate in zip(self._tasks, self._rates, strict=True))
-            then(self._env.timeout(max(0.0, first), self._plans), self._end)
+            task.rate = busy / count
+            if task.speeds is not None:
+                speed = 1 - others * (1 - task.speeds.beside)
+                task.rate *= speed + crowded * (task.speeds.crowded - speed)
+        first = min(task.left / task.rate for task in self._tasks)
+        then(self._env.timeout(max(0.0, first), self._plans), self._end)
 
     def _end(self, planned: simpy.Event) -> None:
         if planned.value != self._plans:
@@ -88,9 +101,9 @@ class Processors:
         self._advance()
         done = [task for task in self._tasks if task.left < _NOTHING]
         self._tasks = [task for task in self._tasks if task.left >= _NOTHING]
-        for task in done:
-            task.done.succeed()
         self._plan()
+        for task in done:
+            task.done()
 
 
 class Loop:
@@ -112,12 +125,12 @@ class Loop:
         while self._left:
             seconds, call = self._left.popleft()
             if seconds > 0:
-                then(self._processors.work(seconds).done, partial(self._finish, call))
+                self._processors.work(seconds, partial(self._finish, call))
                 return
             call()
         self._busy = False
 
-    def _finish(self, call: Callable[[], object], done: simpy.Event) -> None:
+    def _finish(self, call: Callable[[], object]) -> None:
         call()
         self._go_on()
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import simpy
 
 from loadtest.direct.scale.costs import Costs, Work
-from loadtest.direct.scale.processors import Loop, Processors
+from loadtest.direct.scale.processors import Loop, Processors, Speeds, Task, then
 from server.engine import pace
 from server.engine.kv_manager import KVManager
 from server.engine.scheduler import Scheduled, Scheduler
@@ -60,7 +59,9 @@ class Replica:
         self._env, self._processors, self._costs, self._told = env, processors, costs, told
         self._server = Loop(processors)
         self._inbox: deque[Submit] = deque()
-        self._arrival = env.event()
+        self._task: Task | None = None
+        self._scheduled: list[Scheduled] = []
+        self._woken = False
         limits = costs.limits
         self._kv = KVManager(limits.pages, limits.page_size)
         self._scheduler = Scheduler(
@@ -74,7 +75,6 @@ class Replica:
             clock=lambda: env.now,
         )
         self.steps = self.given_up = 0
-        env.process(self._run())
 
     def ask(self, call: int, prompt: list[int], output_tokens: int) -> None:
         """Takes a call, which the server process checks and sends to the engine."""
@@ -83,41 +83,47 @@ class Replica:
 
     def _submit(self, request: Submit) -> None:
         self._inbox.append(request)
-        if not self._arrival.triggered:
-            self._arrival.succeed()
+        if self._task is None:
+            if not self._woken:
+                self._woken = True
+                then(self._env.timeout(0), self._begin)  # with what else comes at the same time
+        elif self._scheduler.given_up:
+            self._processors.cancel(self._task)
+            for sequence, _ in self._scheduled:
+                self._kv.retract(sequence, 0)
+            self.given_up += 1
+            self._begin()
 
-    def _run(self) -> Generator[simpy.Event, Any, None]:
-        """The engine process: messages between two steps, a step, its message."""
-        scheduler = self._scheduler
-        while True:
-            if not (self._inbox or scheduler.running or scheduler.waiting):
-                yield self._arrival
-            self._arrival = self._env.event()
-            while self._inbox:
-                scheduler.add(self._inbox.popleft())
-            scheduled = scheduler.schedule()
-            assert scheduled, "sequences are queued, but nothing is scheduled"
-            chunks = [(sequence.computed, tokens) for sequence, tokens in scheduled]
-            work, began = Work.of(chunks), self._env.now
-            seconds = self._costs.alone.of(work)
-            task = self._processors.work(seconds, min(1.0, seconds / self._costs.beside.of(work)))
-            yield task.done | self._arrival if scheduler.given_up else task.done
-            if not task.done.processed:
-                self._processors.cancel(task)
-                for sequence, _ in scheduled:
-                    self._kv.retract(sequence, 0)
-                self.given_up += 1
-                continue
-            prompts = pace.Work.of(chunk for chunk in chunks if chunk[1] > 1)
-            scheduler.pace.observe(prompts, work.decodes, self._env.now - began)
-            self._send(self._outputs(scheduled))
+    def _begin(self, woken: simpy.Event | None = None) -> None:
+        """The engine process between two steps: takes messages and begins a step."""
+        scheduler, self._task, self._woken = self._scheduler, None, False
+        while self._inbox:
+            scheduler.add(self._inbox.popleft())
+        if not (scheduler.running or scheduler.waiting):
+            return
+        self._scheduled = scheduler.schedule()
+        assert self._scheduled, "sequences are queued, but nothing is scheduled"
+        chunks = [(sequence.computed, tokens) for sequence, tokens in self._scheduled]
+        work, costs = Work.of(chunks), self._costs
+        seconds = costs.alone.of(work)
+        beside = min(1.0, seconds / costs.beside.of(work))
+        speeds = Speeds(beside, min(beside, seconds / costs.crowded.of(work)))
+        done = partial(self._end, chunks, work.decodes, self._env.now)
+        self._task = self._processors.work(seconds, done, speeds)
 
-    def _outputs(self, scheduled: list[Scheduled]) -> list[Output]:
+    def _end(self, chunks: list[tuple[int, int]], decodes: int, began: float) -> None:
+        prompts = pace.Work.of(chunk for chunk in chunks if chunk[1] > 1)
+        self._scheduler.pace.observe(prompts, decodes, self._env.now - began)
+        outputs, cost = self._outputs(), self._costs.server
+        self._server.do(cost.message + cost.token * len(outputs), partial(self._told, outputs))
+        self._begin()
+
+    def _outputs(self) -> list[Output]:
         self.steps += 1
-        for sequence, tokens in scheduled:
+        for sequence, tokens in self._scheduled:
             self._kv.advance(sequence, tokens)
         outputs = []
-        for sequence, _ in scheduled:
+        for sequence, _ in self._scheduled:
             if not sequence.remaining:
                 # No two calls say the same, so that only what was said in a session is found again.
                 self._kv.append(sequence, (sequence.id * 8191 + sequence.output_len) & 0xFFFFFFFF)
@@ -126,7 +132,3 @@ class Replica:
                     self._scheduler.remove(sequence.id)
                 outputs.append(Output(sequence.id, sequence, finish is not None))
         return outputs
-
-    def _send(self, outputs: list[Output]) -> None:
-        cost = self._costs.server
-        self._server.do(cost.message + cost.token * len(outputs), partial(self._told, outputs))

@@ -63,12 +63,10 @@ class Router:
             hashed = _hash(array("I", prompt[:_BEGINNING]).tobytes())
             host = ring[bisect.bisect_left(ring, (hashed, 0)) % len(ring)][1]
             slots = max(1, -(-(((self._total + 1) * _BALANCE + 99) // 100) // count))
-            if self.active[host] <= slots:
-                return host
-            others = list(range(count))
-            random.Random(hashed).shuffle(others)
-            within = (other for other in others if self.active[other] <= slots)
-            return next(within, min([host, *others], key=self.active.__getitem__))
+            others = random.Random(hashed)
+            while self.active[host] > slots:  # not all are: the mean is below
+                host = others.randrange(count)
+            return host
 
         return choose
 

@@ -86,8 +86,8 @@ class _World:
 
     def _take(self, outputs: list[Output]) -> None:
         now = self.env.now
+        self.tally.token(now, len(outputs))
         for output in outputs:
-            self.tally.token(now)
             if (sent := self._first.pop(output.call, None)) is not None:
                 self.tally.first(now, sent)
             if output.finished:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, replace
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 from loadtest.direct.scale.calibrate import warm_up
@@ -29,6 +33,9 @@ _SHARED = (
     *((count, "sessions", "affinity") for count in (1, 2, 4)),
     *((count, "sessions", "round robin") for count in (2, 4)),
 )
+# Traffic, users of a replica, seconds to warm up, and the least that count.
+# Many replicas show more in less time.
+_STUDIED = (("sharegpt", 8, 3.0, 3.0), ("long sessions", 4, 8.0, 16.0))
 
 Rows = list[dict[str, Any]]
 
@@ -90,19 +97,27 @@ def expected(scenario: Scenario, costs: Costs) -> Figures:
 
 
 def study(costs: Costs, counts: Sequence[int]) -> Rows:
-    """Simulates so many replicas, each on a machine of its own, and prints the figures."""
+    """Simulates so many replicas, each on a machine of its own, and prints the figures.
+
+    Each core of this machine simulates one row at a time.
+    """
     _header("traffic", "replicas", "policy", "tokens/s", "of each", "TTFT p50, s", "p95", "hits")
+    scenarios = [
+        Scenario(count, policy, traffic, users, 64, warm_up, max(least, min(30.0, 3000 / count)))
+        for traffic, users, warm_up, least in _STUDIED
+        for count in counts
+        for policy in (POLICIES if count > 1 else ("round robin",))
+    ]
     rows: Rows = []
-    for traffic, users, begin in (("sharegpt", 8, 3.0), ("long sessions", 4, 8.0)):
-        for count in counts:
-            seconds = max(begin, min(30.0, 3000 / count))  # many replicas show more in less time
-            for policy in POLICIES if count > 1 else ("round robin",):
-                scenario = Scenario(count, policy, traffic, users, 64, begin, seconds)
-                found = simulate(scenario, costs)
-                rows.append({**asdict(scenario), "simulated": found})
-                _print(traffic, count, policy if count > 1 else "", f"{found.rate:.0f}")
-                _print(f"{found.rate / count:.1f}", f"{found.ttft_p50:.3f}", f"{found.ttft_p95:.3f}")
-                _print(f"{found.hits:.1%}", end=True)
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        for scenario, found in zip(
+            scenarios, pool.map(partial(simulate, costs=costs), scenarios), strict=True
+        ):
+            rows.append({**asdict(scenario), "simulated": found})
+            count = scenario.replicas
+            _print(scenario.traffic, count, scenario.policy if count > 1 else "", f"{found.rate:.0f}")
+            _print(f"{found.rate / count:.1f}", f"{found.ttft_p50:.3f}", f"{found.ttft_p95:.3f}")
+            _print(f"{found.hits:.1%}", end=True)
     return rows
 
 

@@ -88,8 +88,8 @@ class Tally:
         self._tokens = self._prompt = self._cached = self._calls = 0
         self._ttft: list[float] = []
 
-    def token(self, now: float, count: int = 1) -> None:
-        """Output tokens have come to a user."""
+    def token(self, now: float, count: int) -> None:
+        """So many output tokens have come to users."""
         if self._begin <= now < self._end:
             self._tokens += count
 
