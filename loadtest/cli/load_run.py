@@ -22,14 +22,14 @@ class Files(NamedTuple):
 
     Attributes:
         json: the result.
-        csv: every request.
         html: a report.
+        csv: every request.
         svg: throughput against latency.
     """
 
     json: Path | None = None
-    csv: Path | None = None
     html: Path | None = None
+    csv: Path | None = None
     svg: Path | None = None
 
 
@@ -45,12 +45,9 @@ def run(plan: Plan, wanted: Wanted) -> Result:
     from rich.console import Console
 
     from loadtest.load.drawing import drawing, known
-    from loadtest.load.driver import WorkerDiedError
     from loadtest.load.measure import measure
-    from loadtest.load.passes import NotMeasuredError
     from loadtest.load.reconcile import ScrapeError
-    from loadtest.load.targets import EndpointError
-    from loadtest.load.workloads import WorkloadError
+    from loadtest.load.types import LoadTestError
     from longspan import Client, LongspanError
 
     signals_raise()
@@ -59,19 +56,19 @@ def run(plan: Plan, wanted: Wanted) -> Result:
             client = None
             if not plan.endpoint_only:
                 client = stack.enter_context(Client(plan.host, plan.port, timeout=30, **plan.connect))
-            told: tuple[int, ...] = ()
+            told = None
             if plan.endpoint is not None:
                 from loadtest.load import examine
 
                 told = examine.told(plan.endpoint)
-            workload, draw = drawing(wanted, known(client, plan.endpoint, *told))
+            workload, draw = drawing(wanted, known(client, plan.endpoint, told))
             if plan.endpoint is not None:
                 examine.try_out(plan.endpoint, draw(1, plan.seed)[0].turns[0], plan.patience)
             plan = dataclasses.replace(plan, workload=workload, draw=draw)
             result = measure(plan, Console(stderr=True))
     except ScrapeError as error:
         fail(f"{error}; name their --metrics-host and --metrics-port, or leave them out with --no-metrics")
-    except (WorkerDiedError, WorkloadError, EndpointError, NotMeasuredError) as error:
+    except LoadTestError as error:
         fail(str(error))
     except LongspanError as error:
         fail_call(error)
@@ -93,6 +90,7 @@ def tell(result: Result, earlier: Result | None, files: Files, *, shown: bool) -
     """
     from rich.console import Console
 
+    from loadtest.document import write
     from loadtest.load.document import save
     from loadtest.load.measure import STOPPED
     from loadtest.load.rows import clean, rows
@@ -107,9 +105,9 @@ def tell(result: Result, earlier: Result | None, files: Files, *, shown: bool) -
 
             save_csv(result, files.csv)
         if files.html is not None:
-            from loadtest.load.report import write_report
+            from loadtest.load.report import render
 
-            write_report(result, files.html, earlier)
+            write(render(result, earlier), files.html)
         if files.svg is not None:
             from loadtest.load.plots import throughput
 

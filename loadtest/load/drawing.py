@@ -64,21 +64,21 @@ class Known:
     count: Callable[[str], int] | None = None
 
 
-def known(client: Client | None, endpoint: Endpoint | None, context: int = 0, vocabulary: int = 0) -> Known:
+def known(client: Client | None, endpoint: Endpoint | None, told: Known | None = None) -> Known:
     """The facts that hold for both targets.
 
     Args:
         client: of Longspan's server; ``None`` if it is not measured. It must stay open while sessions are
             drawn.
         endpoint: the other target.
-        context: the endpoint's, if it tells; else 0.
-        vocabulary: likewise.
+        told: by the endpoint.
 
     Raises:
         longspan.LongspanError: the server does not answer, or its model does not generate.
         EndpointError: the endpoint's tokenizer can't be read.
     """
-    vocabularies, contexts, count = [vocabulary], [context], None
+    told = told or Known()
+    vocabularies, contexts, count = [told.vocabulary], [told.context], None
     if endpoint is not None and endpoint.tokenizer is not None:
         tokens = counter(endpoint.tokenizer)
         vocabularies.append(tokens.vocabulary)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from loadtest.load.cell import Cell
 from loadtest.load.result import Result
+from loadtest.load.types import LoadTestError
 from loadtest.measuring import weather
 from loadtest.measuring.rounds import MOST_REPEATS, Progress, Rounds
 from loadtest.measuring.weather import Observe
 
 
-class NotMeasuredError(RuntimeError):
+class NotMeasuredError(LoadTestError):
     """A run could not be made; the message says why."""
 
 

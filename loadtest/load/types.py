@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+
+class LoadTestError(Exception):
+    """A load test can't be made as it is asked for, or failed; the message says why and what to change."""
+
+
 Message = tuple[str, str]
 """A turn of a conversation: role and content."""
 
