@@ -21,7 +21,7 @@ from attention.patterns.sparse import PATTERNS
 from loadtest.direct.growth import document, engines, measure
 from loadtest.direct.growth.__main__ import main
 from loadtest.direct.growth.in_engine import decode, survey
-from loadtest.direct.growth.report import write_report
+from loadtest.direct.growth.report import render
 from loadtest.direct.growth.table import milliseconds, series, table
 from loadtest.direct.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.direct.settings import read_settings
@@ -297,8 +297,7 @@ def test_tables_and_report_tell_missing_points_and_why(tmp_path):
     assert "! flash: flash needs <CUDA>" in text
     assert "! window: 64 tokens x 1, 64 tokens x 2: it was tired" in text
     assert "! too busy" in text
-    write_report(growth, tmp_path / "growth.html")
-    html = (tmp_path / "growth.html").read_text()
+    html = render(growth)
     assert html.count("<figure") == 2
     assert "flash needs &lt;CUDA&gt;" in html
     assert "a note" in html
