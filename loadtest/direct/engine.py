@@ -17,8 +17,6 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -118,14 +116,6 @@ class DirectEngine:
         self._next_id = 1
         self._template: Template | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Gives model and cache back; no method may be called after it."""
         on_cuda = self.core.runner.device.type == "cuda"
@@ -135,10 +125,6 @@ class DirectEngine:
         gc.collect()
         if on_cuda:
             torch.cuda.empty_cache()
-
-    def decode_times(self, context: int, streams: int, steps: int, seed: int = 0) -> list[float]:
-        """Seconds of each of ``steps`` decode steps; see ``decode``."""
-        return self.decode(context, streams, steps, seed).seconds
 
     def decode(self, context: int, streams: int, steps: int, seed: int = 0) -> Decode:
         """Times decode steps, after a few that don't count.

@@ -168,7 +168,7 @@ def test_sequences_without_room_are_refused_with_the_setting_that_would_give_it(
     with pytest.raises(RoomError, match="but the KV cache has 99; raise --kv-memory to"):
         engine.decode(200, 4, 1)
     assert len(engine.decode(300 - placed_tokens(0, 1), 1, 1).seconds) == 1
-    assert len(engine.decode_times(90, 4, 3)) == 3
+    assert len(engine.decode(90, 4, 3).seconds) == 3
 
 
 def test_the_first_token_may_be_all_there_is(loaded):
