@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from loadtest import document
 from loadtest.compare.types import Comparison
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import Measurement
@@ -78,18 +78,12 @@ def _cell(row: Measurement) -> dict[str, Any]:
 
 
 def _save(path: Path, header: list[str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes in one go, so that no reader finds half a file."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _value(row.get(name)) for name in header})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    document.write(text.getvalue(), path)
     return path
 
 
