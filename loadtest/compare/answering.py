@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from loadtest.compare.analysis import mean_score
 from loadtest.compare.phrases import ends, listed
 from loadtest.compare.types import Comparison
 from loadtest.evaluation.pairs import OWN, answer_key
 from loadtest.evaluation.types import Answer
-from loadtest.measuring.statistics import score_loss
 from loadtest.measuring.types import Interval, length_label
 
 
@@ -44,13 +44,7 @@ def answering(comparison: Comparison, length: int) -> list[Answering]:
     for candidate in plan.candidates:
         rows = _rows(comparison, candidate.name, length)
         timed = [row.seconds for row in rows if row.seconds == row.seconds]
-        # The points that an empty answer would lose.
-        score = score_loss(
-            [row.score for row in rows],
-            [0.0] * len(rows),
-            plan.confidence,
-            [(row.task, row.index) for row in rows],
-        )
+        score = mean_score(rows, plan.confidence)
         found.append(
             Answering(
                 candidate.name,
