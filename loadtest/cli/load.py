@@ -167,9 +167,8 @@ def load(
     from loadtest.cli.load_run import Files, run, tell
     from loadtest.document import DocumentError
     from loadtest.load import asked
-    from loadtest.load.drawing import Wanted
     from loadtest.load.result import load as read
-    from loadtest.load.types import Targets
+    from loadtest.load.types import Targets, Wanted
 
     if sum([concurrency is not None, rate is not None, sweep]) > 1:
         fail("--concurrency, --rate and --sweep exclude one another; give one")

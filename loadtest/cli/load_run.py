@@ -12,9 +12,9 @@ from server.cli.shared import UNBROKEN, fail, fail_call
 from server.cli.signals import INTERRUPTED, signals_raise
 
 if TYPE_CHECKING:
-    from loadtest.load.drawing import Wanted
     from loadtest.load.plan import Plan
     from loadtest.load.result import Result
+    from loadtest.load.types import Wanted
 
 
 class Files(NamedTuple):

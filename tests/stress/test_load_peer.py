@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from loadtest.load import examine
-from loadtest.load.drawing import Wanted, drawing, known
+from loadtest.load.drawing import drawing, known
 from loadtest.load.measure import measure
 from loadtest.load.plan import Plan
 from loadtest.load.rows import rows
 from loadtest.load.targets import Endpoint
-from loadtest.load.types import ClosedLoop
+from loadtest.load.types import ClosedLoop, Wanted
 from loadtest.servers import serve
 from longspan import Client
 from tests.stress.llama_cpp import LlamaCpp
