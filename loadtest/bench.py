@@ -16,10 +16,8 @@ from rich.console import Console
 from loadtest.arguments import count
 from loadtest.document import DocumentError
 from loadtest.load import result
-from loadtest.load.cell import Cell
 from loadtest.load.document import save
-from loadtest.load.measure import STOPPED, describe, kept
-from loadtest.load.passes import one_pass
+from loadtest.load.measure import STOPPED, measure
 from loadtest.load.plan import Plan
 from loadtest.load.result import Result
 from loadtest.load.table import comparison, runs_table
@@ -77,27 +75,11 @@ def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, consol
     with Client(address.host, address.port) as client:
         model = client.model_info()
     vocabulary, context = model.vocabulary_size, model.context_length
-    plans = [_plan(address, each, vocabulary, context) for each in workloads]
-    found = describe(plans[0])
-    cells = [
-        Cell(
-            plan,
-            plan.measured[0],
-            ClosedLoop(workload.streams),
-            number,
-            str(found.server["device"]),
-            console,
-            found.runs.append,
-        )
-        for number, (plan, workload) in enumerate(zip(plans, workloads, strict=True))
-    ]
-    with kept(found):
-        for number in range(rounds):
-            one_pass(found, cells, number, rounds)
-    return found
+    first, *others = (_plan(address, each, vocabulary, context, rounds) for each in workloads)
+    return measure(first, console, others=others)
 
 
-def _plan(address: Address, workload: Workload, vocabulary: int, context: int) -> Plan:
+def _plan(address: Address, workload: Workload, vocabulary: int, context: int, rounds: int) -> Plan:
     def draw(count: int, seed: int) -> list[Session]:
         return fixed(Shape(count, workload.prompt_tokens, workload.output_tokens, vocabulary, context, seed))
 
@@ -111,6 +93,7 @@ def _plan(address: Address, workload: Workload, vocabulary: int, context: int) -
         loads=[ClosedLoop(workload.streams)],
         sessions=workload.requests,
         warmup=1,
+        repeats=rounds,
     )
 
 
