@@ -168,7 +168,7 @@ def load(
     from loadtest.document import DocumentError
     from loadtest.load import asked
     from loadtest.load.result import load as read
-    from loadtest.load.types import Targets, Wanted
+    from loadtest.load.types import LoadTestError, Targets, Wanted
 
     if sum([concurrency is not None, rate is not None, sweep]) > 1:
         fail("--concurrency, --rate and --sweep exclude one another; give one")
@@ -198,7 +198,7 @@ def load(
                 extra=endpoint_extra,
                 key_env=endpoint_key_env,
             )
-    except (DocumentError, asked.OptionError) as error:
+    except (DocumentError, LoadTestError) as error:
         fail(str(error))
     if result is None:
         from loadtest.load.plan import PATIENCE, Plan

@@ -16,7 +16,7 @@ from loadtest.load.measures import summarize
 from loadtest.load.over_http import http_sender
 from loadtest.load.targets import Endpoint, EndpointError, Server
 from loadtest.load.tokens import Counter, counter, spread_evenly
-from loadtest.load.types import ClosedLoop, Session, Turn
+from loadtest.load.types import ClosedLoop, LoadTestError, Session, Turn
 from loadtest.measuring.records import Record
 from tests.api.conftest import save_tokenizer, until
 from tests.loadtest import openai_double
@@ -240,7 +240,7 @@ def test_counting(tokenizer, tmp_path):
 )
 def test_options_that_make_no_sense(fields, sentence):
     good = {"url": "http://a/v1", "model": "m", "name": "peer", "api": "chat", "prompts": "ids"}
-    with pytest.raises(asked.OptionError, match=sentence):
+    with pytest.raises(LoadTestError, match=sentence):
         asked.endpoint(**{**good, "tokenizer": None, "extra": None, "key_env": None, **fields})
 
 
@@ -256,7 +256,7 @@ def test_numbers_that_make_no_sense():
     assert asked.loads("1,8", None, 1.0) == [ClosedLoop(1), ClosedLoop(8)]
     assert [load.rate for load in asked.loads(None, "0.5,2", math.inf)] == [0.5, 2.0]
     for arguments in (("x", None, 1), ("1.5", None, 1), ("0", None, 1), ("1,1", None, 1), (None, "nan", 1)):
-        with pytest.raises(asked.OptionError, match=r"--(concurrency|rate)"):
+        with pytest.raises(LoadTestError, match=r"--(concurrency|rate)"):
             asked.loads(*arguments)
 
 

@@ -40,16 +40,12 @@ _PREFILLS = 3
 _WARMUP_SEED = 5
 
 
-class NoDeviceError(RuntimeError):
-    """This machine has no GPU; the message says what there is instead."""
-
-
 def _machine(form: Form, folder: Path) -> Found:
     """The limits: memory's bandwidth, and the matrix rate in the format that the model computes in."""
     torch.set_num_threads(load_settings({}).threads or len(os.sched_getaffinity(0)))
     device = machine.device_at_hand()
     if form.cuda and device.type != "cuda":
-        raise NoDeviceError(
+        raise RuntimeError(
             "torch sees no CUDA device, and the whole form needs one; "
             "--small measures a tiny model on the CPU instead"
         )
