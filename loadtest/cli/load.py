@@ -164,7 +164,7 @@ def load(
     Requests are greedy, with outputs of exact length. Ends with 0 if every run is valid and nothing failed,
     with 130 if it was stopped, else with 1; with --show always with 0.
     """
-    from loadtest.cli.load_run import Files, run, tell
+    from loadtest.cli.load_run import run, tell
     from loadtest.document import DocumentError
     from loadtest.load import asked
     from loadtest.load.result import load as read
@@ -174,8 +174,8 @@ def load(
         fail("--concurrency, --rate and --sweep exclude one another; give one")
     if endpoint is None and (endpoint_only or endpoint_model or tokenizer):
         fail("--endpoint-only, --endpoint-model and --tokenizer are about an --endpoint; give its address")
-    files = Files(json_file, html_file, csv_file, svg_file)
-    writable({f"--{name}": file for name, file in files._asdict().items()})
+    files = {"--json": json_file, "--html": html_file, "--csv": csv_file, "--svg": svg_file}
+    writable(files)
     if show is not None:
         only_shown(context, _WITH_SHOW)
     try:

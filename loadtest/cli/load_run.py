@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -15,22 +16,6 @@ if TYPE_CHECKING:
     from loadtest.load.plan import Plan
     from loadtest.load.result import Result
     from loadtest.load.types import Wanted
-
-
-class Files(NamedTuple):
-    """Files to write the measurement to; ``None`` where one is not wanted.
-
-    Attributes:
-        json: the result.
-        html: a report.
-        csv: every request.
-        svg: throughput against latency.
-    """
-
-    json: Path | None = None
-    html: Path | None = None
-    csv: Path | None = None
-    svg: Path | None = None
 
 
 def run(plan: Plan, wanted: Wanted) -> Result:
@@ -79,13 +64,16 @@ def run(plan: Plan, wanted: Wanted) -> Result:
     return result
 
 
-def tell(result: Result, earlier: Result | None, files: Files, *, shown: bool) -> NoReturn:
+def tell(
+    result: Result, earlier: Result | None, files: Mapping[str, Path | None], *, shown: bool
+) -> NoReturn:
     """Writes the files, prints the tables, and ends the command.
 
     Args:
         result: with a run at least.
         earlier: to compare it with.
-        files: to write.
+        files: to write, by option: ``--json`` the result, ``--html`` a report, ``--csv`` every request,
+            ``--svg`` throughput against latency; ``None`` where one is not wanted.
         shown: it was measured before; then only a file that can't be written is a failure.
     """
     from rich.console import Console
@@ -98,20 +86,20 @@ def tell(result: Result, earlier: Result | None, files: Files, *, shown: bool) -
 
     unwritten = ""
     try:  # first, since what reads the output may not read all of it
-        if files.json is not None:
-            save(result, files.json)
-        if files.csv is not None:
+        if file := files["--json"]:
+            save(result, file)
+        if file := files["--csv"]:
             from loadtest.load.request_rows import save_csv
 
-            save_csv(result, files.csv)
-        if files.html is not None:
+            save_csv(result, file)
+        if file := files["--html"]:
             from loadtest.load.report import render
 
-            write(render(result, earlier), files.html)
-        if files.svg is not None:
+            write(render(result, earlier), file)
+        if file := files["--svg"]:
             from loadtest.load.plots import throughput
 
-            throughput(rows(result), [] if earlier is None else rows(earlier)).write(files.svg)
+            throughput(rows(result), [] if earlier is None else rows(earlier)).write(file)
     except OSError as error:
         unwritten = f"the result can't be written: {error}"
     console = Console()
