@@ -22,7 +22,7 @@ from loadtest.direct.growth import document, engines, measure
 from loadtest.direct.growth.__main__ import main
 from loadtest.direct.growth.in_engine import decode, survey
 from loadtest.direct.growth.report import render
-from loadtest.direct.growth.table import milliseconds, series, table
+from loadtest.direct.growth.table import series, table
 from loadtest.direct.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.direct.settings import read_settings
 from loadtest.direct.work import NO_TIME, Findings
@@ -196,7 +196,7 @@ def test_variants_are_paired_with_full_attention_and_one_that_fails_leaves_the_o
     assert growth.ratio("good", POINTS[0]).claimed
     # Where full has no room the others are measured by themselves.
     assert math.isnan(growth.ratio("good", POINTS[1]).value)
-    assert milliseconds(growth, "good", POINTS[1]) == pytest.approx(1.0)
+    assert growth.seconds("good", POINTS[1]).value * 1e3 == pytest.approx(1.0)
     assert growth.seconds("good", POINTS[1]).count == 6
     assert growth.reasons(good) == []
     assert growth.reasons(growth.survey.variants[0]) == ["256 tokens x 1: no room here"]

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from loadtest.direct.growth.document import SCHEMA
-from loadtest.direct.growth.table import LEGEND, Series, cell, heading, milliseconds, series, unfinished
+from loadtest.direct.growth.table import LEGEND, Series, cell, heading, series, unfinished
 from loadtest.direct.growth.types import Growth
 from loadtest.document import plain
 from loadtest.measuring.types import Interval
@@ -86,7 +86,7 @@ def _table(growth: Growth, shown: Series) -> dict[str, Any]:
     for number, variant in enumerate(growth.survey.variants):
         cells = []
         for _, point in shown.points:
-            value = milliseconds(growth, variant.name, point)
+            value = growth.seconds(variant.name, point).value * 1e3
             first, *others = cell(growth, variant.name, point)
             cells.append((first, value, ", ".join(others)))
         rows.append({"name": variant.name, "number": number, "cells": cells})
