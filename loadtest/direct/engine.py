@@ -41,17 +41,11 @@ class Run:
 
     Attributes:
         seconds: from the first step's begin to the last one's end.
-        first_tokens: seconds until every sequence had its first token.
-        steps: of the engine.
-        prompt_tokens: of all prompts together.
         output_tokens: of all sequences together.
         outputs: the tokens of each, in the order of the prompts.
     """
 
     seconds: float
-    first_tokens: float
-    steps: int
-    prompt_tokens: int
     output_tokens: int
     outputs: list[list[int]]
 
@@ -195,22 +189,14 @@ class DirectEngine:
         check_room(self.core, self.ready, [len(prompt) + output_tokens for prompt in prompts])
         requests = [self._request(prompt, output_tokens) for prompt in prompts]
         outputs: dict[int, list[int]] = {request.id: [] for request in requests}
-        steps, first = 0, 0.0
         began = time.perf_counter()
         for request in requests:
             self.core.submit(request)
         while self.core.has_work:
-            output = self._step()
-            steps += 1
-            for item in output.sequences:
+            for item in self._step().sequences:
                 outputs[item.id] += item.tokens
-            if not first and all(outputs.values()):
-                first = time.perf_counter() - began
         return Run(
             seconds=time.perf_counter() - began,
-            first_tokens=first,
-            steps=steps,
-            prompt_tokens=sum(map(len, prompts)),
             output_tokens=sum(map(len, outputs.values())),
             outputs=list(outputs.values()),
         )
