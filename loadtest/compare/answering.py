@@ -20,7 +20,6 @@ class Answering:
 
     Attributes:
         name: of the candidate.
-        length: tokens of the context, with question and answer.
         fits: the candidate can be asked: it is a reading, or the model's context holds the length.
         reading: it reads by ``longspan read``.
         score: share of right answers; ``count`` is of questions.
@@ -28,7 +27,6 @@ class Answering:
     """
 
     name: str
-    length: int
     fits: bool
     reading: bool
     score: Interval
@@ -48,7 +46,6 @@ def answering(comparison: Comparison, length: int) -> list[Answering]:
         found.append(
             Answering(
                 candidate.name,
-                length,
                 length in plan.lengths(candidate.name),
                 candidate.is_reading,
                 replace(score, low=max(score.low, 0.0), high=min(score.high, 1.0)),
