@@ -14,18 +14,15 @@ from pathlib import Path
 from rich.console import Console
 
 from loadtest.arguments import count
+from loadtest.document import DocumentError
 from loadtest.load import result
-from loadtest.load.cell import Cell
 from loadtest.load.document import save
-from loadtest.load.driver import WorkerDiedError
-from loadtest.load.measure import STOPPED, describe, kept
-from loadtest.load.passes import NotMeasuredError, one_pass
+from loadtest.load.measure import STOPPED, measure
 from loadtest.load.plan import Plan
-from loadtest.load.reconcile import ScrapeError
 from loadtest.load.result import Result
 from loadtest.load.table import comparison, runs_table
-from loadtest.load.types import ClosedLoop, Session
-from loadtest.load.workloads import Shape, WorkloadError, fixed
+from loadtest.load.types import ClosedLoop, LoadTestError, Session
+from loadtest.load.workloads import Shape, fixed
 from loadtest.servers import Address, NotStartedError, serve
 from longspan import Client, LongspanError
 
@@ -58,15 +55,7 @@ WORKLOADS = (
 )
 
 
-_FAILURES = (
-    NotStartedError,
-    NotMeasuredError,
-    WorkerDiedError,
-    WorkloadError,
-    ScrapeError,
-    LongspanError,
-    result.ResultError,
-)
+_FAILURES = (NotStartedError, LoadTestError, LongspanError, DocumentError)
 
 
 def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, console: Console) -> Result:
@@ -80,35 +69,17 @@ def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, consol
 
     Raises:
         longspan.LongspanError: the server does not answer.
-        reconcile.ScrapeError: the server's metrics can't be read, from the first run on.
-        NotMeasuredError: the first run could not be made.
-        WorkerDiedError: a client process of the first run failed.
-        WorkloadError: the model's context is too short.
+        LoadTestError: the first run could not be made, its client process failed, the server's metrics can't
+            be read, or the model's context is too short.
     """
     with Client(address.host, address.port) as client:
         model = client.model_info()
     vocabulary, context = model.vocabulary_size, model.context_length
-    plans = [_plan(address, each, vocabulary, context) for each in workloads]
-    found = describe(plans[0])
-    cells = [
-        Cell(
-            plan,
-            plan.measured[0],
-            ClosedLoop(workload.streams),
-            number,
-            str(found.server["device"]),
-            console,
-            found.runs.append,
-        )
-        for number, (plan, workload) in enumerate(zip(plans, workloads, strict=True))
-    ]
-    with kept(found):
-        for number in range(rounds):
-            one_pass(found, cells, number, rounds)
-    return found
+    first, *others = (_plan(address, each, vocabulary, context, rounds) for each in workloads)
+    return measure(first, console, others=others)
 
 
-def _plan(address: Address, workload: Workload, vocabulary: int, context: int) -> Plan:
+def _plan(address: Address, workload: Workload, vocabulary: int, context: int, rounds: int) -> Plan:
     def draw(count: int, seed: int) -> list[Session]:
         return fixed(Shape(count, workload.prompt_tokens, workload.output_tokens, vocabulary, context, seed))
 
@@ -122,10 +93,7 @@ def _plan(address: Address, workload: Workload, vocabulary: int, context: int) -
         loads=[ClosedLoop(workload.streams)],
         sessions=workload.requests,
         warmup=1,
-        workers=1,
-        seed=0,
-        most_seconds=None,
-        targets=None,
+        repeats=rounds,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,18 +11,10 @@ import typer
 from server.cli.shared import fail
 
 
-def writable(
-    json_file: Path | None,
-    html_file: Path | None,
-    csv_file: Path | None = None,
-    csv_folder: Path | None = None,
-    svg_file: Path | None = None,
-    code: int = 1,
-) -> None:
-    """Refuses files that can't be written, before hours of measuring."""
+def writable(files: Mapping[str, Path | None], csv_folder: Path | None = None, code: int = 1) -> None:
+    """Refuses files, by option, that can't be written, before hours of measuring."""
     from loadtest.document import refusal
 
-    files = {"--json": json_file, "--html": html_file, "--csv": csv_file, "--svg": svg_file}
     for option, path in files.items():
         if path is None:
             continue

@@ -147,7 +147,7 @@ def compare(
     if tasks == ["help"]:
         list_tasks()
         return
-    writable(json_file, html_file, csv_folder=csv_folder, code=REFUSED)
+    writable({"--json": json_file, "--html": html_file}, csv_folder, REFUSED)
     if show is not None:
         only_shown(context, _WITH_SHOW, REFUSED)
         try:

@@ -95,8 +95,7 @@ class Watcher:
 
     def say(self, words: str) -> None:
         """Shows a line of information before it begins."""
-        whole = not self._console.is_terminal  # lines in a file are not wrapped
-        self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=whole)
+        self._print(words, whole=not self._console.is_terminal)  # lines in a file are not wrapped
 
     def keep(self) -> str:
         """Saves the results so far.
@@ -134,8 +133,8 @@ class Watcher:
         spent = self._clock() - self._began
         return Progress(self._doing, min(1.0, spent / self._budget), max(0.0, self._budget - spent))
 
-    def _print(self, words: str) -> None:
-        self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=True)
+    def _print(self, words: str, whole: bool = True) -> None:
+        self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=whole)
 
     def _line(self) -> str:
         left = max(0.0, self._budget - (self._clock() - self._began))

@@ -164,19 +164,18 @@ def load(
     Requests are greedy, with outputs of exact length. Ends with 0 if every run is valid and nothing failed,
     with 130 if it was stopped, else with 1; with --show always with 0.
     """
-    from loadtest.cli.load_run import Files, run, tell
+    from loadtest.cli.load_run import run, tell
+    from loadtest.document import DocumentError
     from loadtest.load import asked
-    from loadtest.load.drawing import Wanted
-    from loadtest.load.result import ResultError
     from loadtest.load.result import load as read
-    from loadtest.load.types import Targets
+    from loadtest.load.types import LoadTestError, Targets, Wanted
 
     if sum([concurrency is not None, rate is not None, sweep]) > 1:
         fail("--concurrency, --rate and --sweep exclude one another; give one")
     if endpoint is None and (endpoint_only or endpoint_model or tokenizer):
         fail("--endpoint-only, --endpoint-model and --tokenizer are about an --endpoint; give its address")
-    files = Files(json_file, csv_file, html_file, svg_file)
-    writable(json_file, html_file, csv_file, svg_file=svg_file)
+    files = {"--json": json_file, "--html": html_file, "--csv": csv_file, "--svg": svg_file}
+    writable(files)
     if show is not None:
         only_shown(context, _WITH_SHOW)
     try:
@@ -199,7 +198,7 @@ def load(
                 extra=endpoint_extra,
                 key_env=endpoint_key_env,
             )
-    except (ResultError, asked.OptionError) as error:
+    except (DocumentError, LoadTestError) as error:
         fail(str(error))
     if result is None:
         from loadtest.load.plan import PATIENCE, Plan

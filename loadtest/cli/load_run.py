@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -12,25 +13,9 @@ from server.cli.shared import UNBROKEN, fail, fail_call
 from server.cli.signals import INTERRUPTED, signals_raise
 
 if TYPE_CHECKING:
-    from loadtest.load.drawing import Wanted
     from loadtest.load.plan import Plan
     from loadtest.load.result import Result
-
-
-class Files(NamedTuple):
-    """Files to write the measurement to; ``None`` where one is not wanted.
-
-    Attributes:
-        json: the result.
-        csv: every request.
-        html: a report.
-        svg: throughput against latency.
-    """
-
-    json: Path | None = None
-    csv: Path | None = None
-    html: Path | None = None
-    svg: Path | None = None
+    from loadtest.load.types import Wanted
 
 
 def run(plan: Plan, wanted: Wanted) -> Result:
@@ -45,12 +30,9 @@ def run(plan: Plan, wanted: Wanted) -> Result:
     from rich.console import Console
 
     from loadtest.load.drawing import drawing, known
-    from loadtest.load.driver import WorkerDiedError
     from loadtest.load.measure import measure
-    from loadtest.load.passes import NotMeasuredError
     from loadtest.load.reconcile import ScrapeError
-    from loadtest.load.targets import EndpointError
-    from loadtest.load.workloads import WorkloadError
+    from loadtest.load.types import LoadTestError
     from longspan import Client, LongspanError
 
     signals_raise()
@@ -59,19 +41,19 @@ def run(plan: Plan, wanted: Wanted) -> Result:
             client = None
             if not plan.endpoint_only:
                 client = stack.enter_context(Client(plan.host, plan.port, timeout=30, **plan.connect))
-            told: tuple[int, ...] = ()
+            told = None
             if plan.endpoint is not None:
                 from loadtest.load import examine
 
                 told = examine.told(plan.endpoint)
-            workload, draw = drawing(wanted, known(client, plan.endpoint, *told))
+            workload, draw = drawing(wanted, known(client, plan.endpoint, told))
             if plan.endpoint is not None:
                 examine.try_out(plan.endpoint, draw(1, plan.seed)[0].turns[0], plan.patience)
             plan = dataclasses.replace(plan, workload=workload, draw=draw)
             result = measure(plan, Console(stderr=True))
     except ScrapeError as error:
         fail(f"{error}; name their --metrics-host and --metrics-port, or leave them out with --no-metrics")
-    except (WorkerDiedError, WorkloadError, EndpointError, NotMeasuredError) as error:
+    except LoadTestError as error:
         fail(str(error))
     except LongspanError as error:
         fail_call(error)
@@ -82,17 +64,21 @@ def run(plan: Plan, wanted: Wanted) -> Result:
     return result
 
 
-def tell(result: Result, earlier: Result | None, files: Files, *, shown: bool) -> NoReturn:
+def tell(
+    result: Result, earlier: Result | None, files: Mapping[str, Path | None], *, shown: bool
+) -> NoReturn:
     """Writes the files, prints the tables, and ends the command.
 
     Args:
         result: with a run at least.
         earlier: to compare it with.
-        files: to write.
+        files: to write, by option: ``--json`` the result, ``--html`` a report, ``--csv`` every request,
+            ``--svg`` throughput against latency; ``None`` where one is not wanted.
         shown: it was measured before; then only a file that can't be written is a failure.
     """
     from rich.console import Console
 
+    from loadtest.document import write
     from loadtest.load.document import save
     from loadtest.load.measure import STOPPED
     from loadtest.load.rows import clean, rows
@@ -100,20 +86,20 @@ def tell(result: Result, earlier: Result | None, files: Files, *, shown: bool) -
 
     unwritten = ""
     try:  # first, since what reads the output may not read all of it
-        if files.json is not None:
-            save(result, files.json)
-        if files.csv is not None:
+        if file := files["--json"]:
+            save(result, file)
+        if file := files["--csv"]:
             from loadtest.load.request_rows import save_csv
 
-            save_csv(result, files.csv)
-        if files.html is not None:
-            from loadtest.load.report import write_report
+            save_csv(result, file)
+        if file := files["--html"]:
+            from loadtest.load.report import render
 
-            write_report(result, files.html, earlier)
-        if files.svg is not None:
+            write(render(result, earlier), file)
+        if file := files["--svg"]:
             from loadtest.load.plots import throughput
 
-            throughput(rows(result), [] if earlier is None else rows(earlier)).write(files.svg)
+            throughput(rows(result), [] if earlier is None else rows(earlier)).write(file)
     except OSError as error:
         unwritten = f"the result can't be written: {error}"
     console = Console()

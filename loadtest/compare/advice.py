@@ -43,7 +43,7 @@ def advise(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) 
 
 def _recommend(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) -> tuple[str, list[str]]:
     plan = comparison.plan
-    full, load = plan.candidates[0].name, operators_load(comparison, plan.contexts[-1])
+    full, load = plan.full, operators_load(comparison, plan.contexts[-1])
     if full in comparison.failed:
         return "", [f"There is no recommendation, since there is no {full} to hold the others against"]
     if ground.none:
@@ -178,7 +178,7 @@ def _holds(comparison: Comparison, load: Load | None = None) -> str:
 
 def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list[str]:
     """Why full attention is kept, by reason."""
-    full, least = comparison.plan.candidates[0].name, comparison.plan.margins.speed
+    full, least = comparison.plan.full, comparison.plan.margins.speed
     sentences = [
         f"Deploy {full}: no other variant is both safe and surely at least {setting(least)} faster at "
         f"{load.label}"

@@ -47,11 +47,6 @@ class Depth:
     own: float
 
 
-def full_name(comparison: Comparison) -> str:
-    """The candidate that the others are compared with."""
-    return comparison.plan.candidates[0].name
-
-
 def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
     """How much the variant's perplexity of the text exceeds full's, as a share of it: 0.05 is 1.05 times.
 
@@ -62,7 +57,7 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
     Returns:
         The loss; ``count`` is of blocks.
     """
-    pairs = block_pairs(comparison.text, length, full_name(comparison), name)
+    pairs = block_pairs(comparison.text, length, comparison.plan.full, name)
     losses: list[float] = []
     labels: list[int] = []
     for (full, own), label in zip(pairs, slices(pairs), strict=True):
@@ -75,7 +70,7 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
 
 def text_slices(comparison: Comparison, name: str, length: int) -> int:
     """Slices of the text that full attention and the variant both decoded, a context each."""
-    return len(set(slices(block_pairs(comparison.text, length, full_name(comparison), name))))
+    return len(set(slices(block_pairs(comparison.text, length, comparison.plan.full, name))))
 
 
 def slices(pairs: Sequence[BlockPair]) -> list[int]:
@@ -86,7 +81,7 @@ def slices(pairs: Sequence[BlockPair]) -> list[int]:
 
 def perplexity(comparison: Comparison, name: str, length: int) -> float:
     """Perplexity of the blocks of text that full attention and the variant both decoded; NaN for none."""
-    pairs = block_pairs(comparison.text, length, full_name(comparison), name)
+    pairs = block_pairs(comparison.text, length, comparison.plan.full, name)
     logprobs = [logprob for pair in pairs for logprob in pair.own.logprobs]
     return math.exp(min(-fmean(logprobs), _MOST_NATS)) if logprobs else math.nan
 
@@ -105,7 +100,7 @@ def _of_blocks(
     comparison: Comparison, name: str, length: int, figure: Callable[[TextBlock], float]
 ) -> Interval:
     """The mean of a figure of the variant's blocks; slices are the samples, ``count`` is of blocks."""
-    pairs = block_pairs(comparison.text, length, full_name(comparison), name)
+    pairs = block_pairs(comparison.text, length, comparison.plan.full, name)
     known = [(figure(pair.own), label) for pair, label in zip(pairs, slices(pairs), strict=True)]
     known = [(value, label) for value, label in known if not math.isnan(value)]
     found = mean_interval(
@@ -122,16 +117,17 @@ def tasks_at(comparison: Comparison, length: int) -> tuple[str, ...]:
 def full_score(comparison: Comparison, task: str, length: int) -> Interval:
     """Full attention's mean score of a task, over all that it answered."""
     rows = [row for row in _of_full(comparison, length) if row.task == task]
-    return _score(rows, comparison.plan.confidence)
+    return mean_score(rows, comparison.plan.confidence)
 
 
 def own_score(comparison: Comparison, name: str, task: str, length: int) -> Interval:
     """A deployment's mean score of a task, over the questions that full attention answered too."""
     pairs = task_pairs(comparison, name, (task,), length)
-    return _score([pair.own for pair in pairs], comparison.plan.confidence)
+    return mean_score([pair.own for pair in pairs], comparison.plan.confidence)
 
 
-def _score(rows: Sequence[Answer], confidence: float) -> Interval:
+def mean_score(rows: Sequence[Answer], confidence: float) -> Interval:
+    """The mean score of answers to tasks of one length."""
     # The points that an empty answer would lose: the interval of paired scores holds for these too.
     scores = [row.score for row in rows]
     return score_loss(scores, [0.0] * len(scores), confidence, [(row.task, row.index) for row in rows])
@@ -151,7 +147,7 @@ def informative_tasks(comparison: Comparison, length: int) -> tuple[str, ...]:
 def task_pairs(comparison: Comparison, name: str, tasks: Sequence[str], length: int) -> list[AnswerPair]:
     """Questions of these tasks at a length that full attention and the variant both answered."""
     rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
-    return answer_pairs(rows, full_name(comparison), name)
+    return answer_pairs(rows, comparison.plan.full, name)
 
 
 def points_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
@@ -188,7 +184,7 @@ def with_logprobs(pairs: Sequence[AnswerPair]) -> list[AnswerPair]:
 
 def own_loss(comparison: Comparison, name: str) -> Interval:
     """Points of 1 that the variant loses in the user's own questions with a known answer."""
-    pairs = [pair for pair in _own_pairs(comparison, name) if not math.isnan(pair.full.score)]
+    pairs = [pair for pair in own_pairs(comparison, name) if not math.isnan(pair.full.score)]
     return points_lost(pairs, comparison.plan.confidence)
 
 
@@ -197,7 +193,7 @@ def agreement_loss(comparison: Comparison, name: str) -> Interval:
 
     Of each answer, the tokens from the first on that differs; see ``agreement.same_tokens``.
     """
-    pairs = [pair for pair in _own_pairs(comparison, name) if is_free(pair)]
+    pairs = [pair for pair in own_pairs(comparison, name) if is_free(pair)]
     own = [pair.own.score for pair in pairs]
     contexts = [pair.context for pair in pairs]
     return score_loss([1.0] * len(own), own, comparison.plan.confidence, contexts)
@@ -235,11 +231,12 @@ def errors(comparison: Comparison, name: str) -> list[str]:
 
 
 def _of_full(comparison: Comparison, length: int) -> list[Answer]:
-    full = full_name(comparison)
+    full = comparison.plan.full
     rows = [row for row in comparison.answers if (row.deployment, row.length) == (full, length)]
     return [pair.full for pair in answer_pairs((row for row in rows if row.task != OWN), full, full)]
 
 
-def _own_pairs(comparison: Comparison, name: str) -> list[AnswerPair]:
+def own_pairs(comparison: Comparison, name: str) -> list[AnswerPair]:
+    """The user's own questions that full attention and the variant both answered."""
     rows = [row for row in comparison.answers if row.task == OWN]
-    return answer_pairs(rows, full_name(comparison), name)
+    return answer_pairs(rows, comparison.plan.full, name)

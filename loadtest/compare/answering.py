@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from loadtest.compare.analysis import mean_score
 from loadtest.compare.phrases import ends, listed
 from loadtest.compare.types import Comparison
 from loadtest.evaluation.pairs import OWN, answer_key
 from loadtest.evaluation.types import Answer
-from loadtest.measuring.statistics import score_loss
 from loadtest.measuring.types import Interval, length_label
 
 
@@ -20,7 +20,6 @@ class Answering:
 
     Attributes:
         name: of the candidate.
-        length: tokens of the context, with question and answer.
         fits: the candidate can be asked: it is a reading, or the model's context holds the length.
         reading: it reads by ``longspan read``.
         score: share of right answers; ``count`` is of questions.
@@ -28,7 +27,6 @@ class Answering:
     """
 
     name: str
-    length: int
     fits: bool
     reading: bool
     score: Interval
@@ -44,17 +42,10 @@ def answering(comparison: Comparison, length: int) -> list[Answering]:
     for candidate in plan.candidates:
         rows = _rows(comparison, candidate.name, length)
         timed = [row.seconds for row in rows if row.seconds == row.seconds]
-        # The points that an empty answer would lose.
-        score = score_loss(
-            [row.score for row in rows],
-            [0.0] * len(rows),
-            plan.confidence,
-            [(row.task, row.index) for row in rows],
-        )
+        score = mean_score(rows, plan.confidence)
         found.append(
             Answering(
                 candidate.name,
-                length,
                 length in plan.lengths(candidate.name),
                 candidate.is_reading,
                 replace(score, low=max(score.low, 0.0), high=min(score.high, 1.0)),

@@ -6,20 +6,17 @@ import csv
 import io
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from loadtest import document
 from loadtest.compare.types import Comparison
 from loadtest.evaluation.types import Answer, Memory, TextBlock
-from loadtest.measuring.types import Measurement
-
-_WEATHER = ("stolen", "foreign", "throttled")
+from loadtest.measuring.types import Measurement, Weather
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
+def write(comparison: Comparison, folder: Path) -> None:
     """Writes ``answers.csv``, ``text.csv``, ``speed.csv`` and ``memory.csv``; an empty cell is no figure.
 
     A row of ``answers.csv`` is one question, with the names that kvpress's evaluation gives its columns
@@ -30,9 +27,6 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     Args:
         comparison: with the rows.
         folder: made if it is not there; files in it of these names are replaced.
-
-    Returns:
-        The files, in this order.
 
     Raises:
         OSError: they can't be written.
@@ -48,49 +42,34 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         "speed.csv": (
             [name for name in _names(Measurement) if name not in ("figures", "weather")]
             + figures
-            + [*_WEATHER],
+            + _names(Weather),
             [_cell(row) for row in comparison.speed],
         ),
-        "memory.csv": (_names(Memory), [_flat(row) for row in comparison.memory]),
+        "memory.csv": (_names(Memory), [asdict(row) for row in comparison.memory]),
     }
-    return [_save(folder / name, header, rows) for name, (header, rows) in tables.items()]
+    for name, (header, rows) in tables.items():
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _value(row.get(key)) for key in header} for row in rows)
+        document.write(text.getvalue(), folder / name)
 
 
 def _names(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
 
 
-def _flat(row: Any) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _names(type(row))}
-
-
 def _answer(row: Answer) -> dict[str, Any]:
-    return _flat(row) | {"answer": json.dumps(row.answer, ensure_ascii=False)}
+    return asdict(row) | {"answer": json.dumps(row.answer, ensure_ascii=False)}
 
 
 def _block(row: TextBlock) -> dict[str, Any]:
     logprob = math.fsum(row.logprobs) if row.logprobs else math.nan
-    return _flat(row) | {"tokens": len(row.logprobs), "logprob": logprob}
+    return asdict(row) | {"tokens": len(row.logprobs), "logprob": logprob}
 
 
 def _cell(row: Measurement) -> dict[str, Any]:
-    return _flat(row) | dict(row.figures) | {name: getattr(row.weather, name) for name in _WEATHER}
-
-
-def _save(path: Path, header: list[str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes in one go, so that no reader finds half a file."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _value(row.get(name)) for name in header})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return asdict(row) | dict(row.figures) | asdict(row.weather)
 
 
 def _value(value: Any) -> Any:

@@ -19,7 +19,6 @@ from loadtest.compare.equal import equal_pairs
 from loadtest.compare.judge import judge
 from loadtest.compare.schema import SCHEMA as SCHEMA  # exported: the schema of this module's documents
 from loadtest.compare.types import Comparison, Plan
-from loadtest.deployment import Deployment
 from loadtest.document import DocumentError, plain
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.busy import busy
@@ -100,6 +99,9 @@ def join(comparison: Comparison, path: Path) -> Comparison:
             f"{path} can't be continued, since these differ: {'; '.join(differences)}; "
             "name another file, or run as before"
         )
+    rows: dict[str, Any] = {
+        name: [*_whole(getattr(earlier, name)), *getattr(comparison, name)] for name in _ROWS
+    }
     joined = replace(
         comparison,
         plan=_both(earlier.plan, comparison.plan),
@@ -108,10 +110,7 @@ def join(comparison: Comparison, path: Path) -> Comparison:
         model=comparison.model or earlier.model,
         running={**earlier.running, **comparison.running},
         spent=earlier.spent + comparison.spent,
-        speed=[*_whole(earlier.speed), *comparison.speed],
-        answers=[*_whole(earlier.answers), *comparison.answers],
-        text=[*_whole(earlier.text), *comparison.text],
-        memory=[*_whole(earlier.memory), *comparison.memory],
+        **rows,
     )
     joined.busy = busy(joined.speed, equal_pairs(joined), joined.plan.confidence)
     return joined
@@ -190,7 +189,7 @@ def _both(earlier: Plan, now: Plan) -> Plan:
     contexts = tuple(sorted({*earlier.contexts, *now.contexts}))
     return replace(
         now,
-        candidates=_union(earlier.candidates, now.candidates, _name),
+        candidates=_union(earlier.candidates, now.candidates, lambda candidate: candidate.name),
         contexts=contexts,
         beyond=tuple(sorted({*earlier.beyond, *now.beyond})),
         loads=tuple(sorted(loads, key=lambda load: load.context)),
@@ -200,13 +199,7 @@ def _both(earlier: Plan, now: Plan) -> Plan:
     )
 
 
-def _name(deployment: Deployment) -> str:
-    return deployment.name
-
-
 def _union(first: Iterable[_T], second: Iterable[_T], key: Callable[[_T], str]) -> tuple[_T, ...]:
-    return tuple({key(item): item for item in [*second, *first]}[name] for name in _names(first, second, key))
-
-
-def _names(first: Iterable[_T], second: Iterable[_T], key: Callable[[_T], str]) -> list[str]:
-    return list(dict.fromkeys(key(item) for item in [*first, *second]))
+    """All of the first, then those of the second with other keys."""
+    known = {key(item): item for item in first}
+    return (*known.values(), *(item for item in second if key(item) not in known))

@@ -115,7 +115,7 @@ class Evaluator:
         Raises:
             ValueError: full attention is not among the clients.
         """
-        full = self._plan.candidates[0].name
+        full = self._plan.full
         if full not in clients:
             raise ValueError(f"nothing can be compared without a server of {full!r}; start one")
         began = time.monotonic()
@@ -209,7 +209,7 @@ class Evaluator:
             unit: of ``units``.
             among: names of those that are asked about; ``None`` for all.
         """
-        full = self._plan.candidates[0].name
+        full = self._plan.full
         due = self._lacking(unit)
         due = due if among is None else due.intersection(among)
         if due and (unit.kind == "text" or unit.task == OWN):

@@ -13,7 +13,7 @@ from loadtest.compare.ground import Ground
 from loadtest.compare.phrases import listed
 from loadtest.compare.turns import Turns, by_turn
 from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
-from loadtest.evaluation.pairs import OWN, answer_key, answer_pairs
+from loadtest.evaluation.pairs import OWN, answer_key
 from loadtest.evaluation.types import Answer, TextBlock
 from loadtest.measuring.types import Interval
 
@@ -132,8 +132,7 @@ def _logprobs(comparison: Comparison, name: str, length: int, tasks: Sequence[st
 def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
     if not comparison.plan.own:
         return []
-    rows = [row for row in comparison.answers if row.task == OWN]
-    pairs = answer_pairs(rows, comparison.plan.full, name)
+    pairs = analysis.own_pairs(comparison, name)
     known = [pair for pair in pairs if not math.isnan(pair.full.score)]
     free = [pair for pair in pairs if analysis.is_free(pair)]
     found = []

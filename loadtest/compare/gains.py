@@ -18,7 +18,10 @@ GIBIBYTE = 2**30
 
 
 def gains(comparison: Comparison, name: str) -> list[Gain]:
-    """All figures by load and context; those that were not measured are left out."""
+    """All figures by load and context; those that were not measured are left out.
+
+    Of full attention its own figures, as gains over itself.
+    """
     full = comparison.plan.full
     found = []
     for load in comparison.plan.loads:
@@ -40,11 +43,6 @@ def is_served(comparison: Comparison, name: str) -> bool:
     """
     candidate = comparison.plan.candidate(name)
     return candidate.options.get("pattern") != "oracle" and not candidate.is_reading
-
-
-def figures(comparison: Comparison) -> list[Gain]:
-    """Full attention's own figures, as gains over itself."""
-    return gains(comparison, comparison.plan.full)
 
 
 def operators_load(comparison: Comparison, context: int) -> Load | None:

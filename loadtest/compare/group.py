@@ -17,10 +17,10 @@ from loadtest.compare.units import Unit
 from loadtest.deployment import Deployment
 from loadtest.measuring.again import Again
 from loadtest.measuring.busy import Alarm, alarms, sentence, set_aside
-from loadtest.measuring.rounds import Progress, Rounds
+from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.served import Served
 from loadtest.measuring.statistics import least
-from loadtest.measuring.types import Load
+from loadtest.measuring.types import Load, Measurement
 from longspan import Client
 
 SPEED_SHARE = 0.45
@@ -281,5 +281,5 @@ class Group:
         lack = names.intersection(self._evaluator.due(unit, names))
         return frozenset(lack | {plan.full}) if lack else frozenset()
 
-    def _progress(self, progress: Progress) -> None:
-        self._listener.doing(f"{progress.last.load}: round {progress.rounds[progress.last.load] + 1}")
+    def _progress(self, last: Measurement) -> None:
+        self._listener.doing(f"{last.load}: round {self._rounds.rounds[last.load] + 1}")

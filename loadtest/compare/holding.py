@@ -69,7 +69,7 @@ def has_failed(findings: Sequence[Finding]) -> bool:
 def _hold(comparison: Comparison, expectation: Expectation) -> Finding:
     if expectation.deployment not in {one.name for one in comparison.plan.candidates}:
         return Finding(expectation, Interval(), Held.NO, "it is not a candidate of this comparison")
-    measured = _MEASURES[expectation.figure](comparison, expectation)
+    measured = _MEASURES[expectation.figure][0](comparison, expectation)
     if expectation.figure is Figure.TPOT:
         return _hold_time(comparison, expectation, measured)
     if math.isnan(measured.value):
@@ -139,13 +139,14 @@ def _tpot(comparison: Comparison, expectation: Expectation) -> Interval:
     return ratio_interval(long, short, comparison.plan.confidence)
 
 
-_MEASURES: dict[Figure, Callable[[Comparison, Expectation], Interval]] = {
-    Figure.PERPLEXITY: _perplexity,
-    Figure.FOUND: _found,
-    Figure.LOGPROB: _logprob,
-    Figure.MEMORY: _memory,
-    Figure.TPOT: _tpot,
+_MEASURES: dict[Figure, tuple[Callable[[Comparison, Expectation], Interval], str, str]] = {
+    Figure.PERPLEXITY: (_perplexity, "perplexity at {at}, x full", "{:.3f}"),
+    Figure.FOUND: (_found, "{task} at {at}{depths}, found", "{:.0%}"),
+    Figure.LOGPROB: (_logprob, "needles at {at}{depths}, nats lost", "{:.2f}"),
+    Figure.MEMORY: (_memory, "KV cache at {at}, x {shorter}", "{:.2f}"),
+    Figure.TPOT: (_tpot, "time per token at {at}, x {shorter}", "{:.2f}"),
 }
+"""How a figure is found in a comparison, what it is called, and how it is written."""
 
 
 def table(findings: Sequence[Finding]) -> RenderableType:
@@ -173,28 +174,17 @@ def _note(finding: Finding) -> str:
 
 
 def _figure(expectation: Expectation) -> str:
-    at = length_label(expectation.length)
-    match expectation.figure:
-        case Figure.PERPLEXITY:
-            return f"perplexity at {at}, x full"
-        case Figure.FOUND:
-            what = "pass key" if expectation.task == SINGLE else "needles"
-            return f"{what} at {at}{_depths(expectation)}, found"
-        case Figure.LOGPROB:
-            return f"needles at {at}{_depths(expectation)}, nats lost"
-        case Figure.MEMORY:
-            return f"KV cache at {at}, x {length_label(expectation.shorter)}"
-        case Figure.TPOT:
-            return f"time per token at {at}, x {length_label(expectation.shorter)}"
-
-
-def _depths(expectation: Expectation) -> str:
     first, last = expectation.depths
-    return "" if (first, last) == (0.0, 1.0) else f", depths {first:g}-{last:g}"
+    return _MEASURES[expectation.figure][1].format(
+        at=length_label(expectation.length),
+        shorter=length_label(expectation.shorter),
+        task="pass key" if expectation.task == SINGLE else "needles",
+        depths="" if (first, last) == (0.0, 1.0) else f", depths {first:g}-{last:g}",
+    )
 
 
 def _bounds(expectation: Expectation) -> str:
-    write = _writer(expectation)
+    write = _MEASURES[expectation.figure][2].format
     if math.isinf(expectation.most):
         return f"{write(expectation.least)} or more"
     if math.isinf(expectation.least):
@@ -206,15 +196,9 @@ def _measured(finding: Finding) -> str:
     measured = finding.measured
     if math.isnan(measured.value):
         return "-"
-    write = _writer(finding.expectation)
+    write = _MEASURES[finding.expectation.figure][2].format
     if finding.expectation.figure is Figure.FOUND:
         return f"{write(measured.value)} of {measured.count}"
     if measured.claimed:
         return f"{write(measured.value)} ({write(measured.low)} to {write(measured.high)})"
     return write(measured.value)
-
-
-def _writer(expectation: Expectation) -> Callable[[float], str]:
-    if expectation.figure is Figure.FOUND:
-        return "{:.0%}".format
-    return "{:.3f}".format if expectation.figure is Figure.PERPLEXITY else "{:.2f}".format

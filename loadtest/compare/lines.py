@@ -84,7 +84,7 @@ def _own(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
         return [Text("\nYour own questions: none asked yet")] if comparison.plan.own else []
     lines = []
     if known := [test for test in tests if test.unit == "score" and test.loss.count]:
-        found = [(comparison.plan.candidates[0].name, known[0].full)]
+        found = [(comparison.plan.full, known[0].full)]
         found += [(test.deployment, test.own) for test in known]
         scores = ", ".join(f"{name} {score:.2f}" for name, score in found)
         lines.append(f"Your own questions, share of right answers in {_counts(known)}: {scores}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from loadtest import texts
-from loadtest.arguments import LEAST_BUDGET, duration
+from loadtest import arguments, texts
 from loadtest.compare.presets import QUICK, Preset
 from loadtest.compare.stopping import LEAST_CONFIDENCE, MOST_CONFIDENCE
 from loadtest.compare.types import Margins, Plan
@@ -167,14 +167,10 @@ def budget(asked: Asked, words: str | None) -> float:
     Raises:
         PlanError: they say no duration.
     """
-    if words is None:
-        return asked.preset.seconds
-    total = duration(words)
-    if total < LEAST_BUDGET:
-        raise PlanError(
-            f"--budget {words} is not a duration of at least 30 seconds; write it like 90s, 5m or 1h30m"
-        )
-    return total
+    try:
+        return asked.preset.seconds if words is None else arguments.budget(words)
+    except argparse.ArgumentTypeError as error:
+        raise PlanError(f"--budget {error}") from error
 
 
 def _keep_fixed(asked: Asked) -> None:

@@ -14,7 +14,6 @@ class Preset:
 
     Attributes:
         name: what to type.
-        description: a few words.
         candidates: the first is full attention.
         contexts: lengths in tokens, ascending.
         tasks: names of ``loadtest.tasks``.
@@ -26,7 +25,6 @@ class Preset:
     """
 
     name: str
-    description: str
     candidates: tuple[Deployment, ...]
     contexts: tuple[int, ...]
     tasks: tuple[str, ...]
@@ -39,7 +37,6 @@ class Preset:
 
 QUICK = Preset(
     "quick",
-    "a window and top-k, in minutes",
     (FULL, window(1020, 4), topk(512)),
     (1024, 4096),
     ("needles",),
@@ -48,7 +45,6 @@ QUICK = Preset(
 
 WHOLE = Preset(
     "full",
-    "twelve variants, four lengths, all tasks, in an evening",
     (
         FULL,
         window(508, 4),
@@ -80,7 +76,6 @@ SELECTION = topk(512)
 
 KNOWN = Preset(
     "known",
-    "a check of what is known of the default model, in twenty minutes",
     (FULL, SINKS, BARE, SELECTION, IN_CACHE),
     (1024, 4096),
     ("passkey", "needles"),

@@ -13,7 +13,7 @@ from loadtest.compare.answering import answering
 from loadtest.compare.gains import (
     GIBIBYTE,
     deciding_figure,
-    figures,
+    gains,
     new_prompts,
     of_memory,
     operators_load,
@@ -27,8 +27,9 @@ from loadtest.measuring.types import Interval, Load, length_label
 
 _STYLES = {Outcome.SAFE: "green", Outcome.UNSAFE: "red", Outcome.UNKNOWN: "yellow"}
 _MEBIBYTE = 2**20
-_HEADS = {"tpot": "TPOT\nms", "output_rate": "tok/s"}
-_SCALES = {"tpot": 1e3, "output_rate": 1.0}
+_HEADS = {"tpot": "TPOT\nms", "output_rate": "tok/s", "ttft": "TTFT\ns"}
+_SCALES = {"tpot": 1e3, "output_rate": 1.0, "ttft": 1.0}
+_DECIDING = ("tpot", "output_rate")
 
 
 def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
@@ -42,7 +43,7 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
         judgment: of it.
     """
     plan = comparison.plan
-    baseline = figures(comparison)
+    baseline = gains(comparison, plan.full)
     grids = [_grid(comparison, judgment, baseline, context) for context in plan.contexts]
     grids += [_answering(comparison, judgment, length) for length in (*plan.contexts, *plan.beyond)]
     verdicts = [item(verdict.sentence, _STYLES[verdict.outcome]) for verdict in judgment.verdicts]
@@ -113,7 +114,7 @@ def _grid(
     figures_ = _speeds(load)
     heads = [
         *(head for name in figures_ for head in (_HEADS[name], "x full")),
-        "TTFT\ns",
+        _HEADS["ttft"],
         "KV\nMiB",
         "fit",
         "perplexity\nratio",
@@ -123,12 +124,12 @@ def _grid(
     verdicts: Mapping[str, Verdict] = {verdict.deployment: verdict for verdict in judgment.verdicts}
     for candidate in comparison.plan.served:
         verdict = verdicts.get(candidate.name)
-        gains = verdict.gains if verdict else baseline
+        found = verdict.gains if verdict else baseline
         grid.add_row(
             _name(comparison, candidate.name, verdict if context == comparison.plan.contexts[-1] else None),
-            *_speed(gains, load, figures_, paired=verdict is not None),
-            _interval(under_load(gains, new, "ttft"), 1.0),
-            *_memory(gains, context),
+            *_speed(found, load, figures_, paired=verdict is not None),
+            _interval(under_load(found, new, "ttft"), 1.0),
+            *_memory(found, context),
             *_quality(judgment, verdict, context),
         )
     title = load.label if load else length_label(context)
@@ -164,17 +165,13 @@ def _is_measured(comparison: Comparison, load: Load) -> bool:
 
 def _load(comparison: Comparison, judgment: Judgment, baseline: Sequence[Gain], load: Load) -> RenderableType:
     """Speeds under a load that is not the one that decides."""
-    shown = [("tpot", "TPOT\nms", 1e3), ("output_rate", "tok/s", 1.0)]
-    shown += [] if load.cached else [("ttft", "TTFT\ns", 1.0)]
-    grid = Columns("attention", [head for _, figure_head, _ in shown for head in (figure_head, "x full")])
+    names = _DECIDING if load.cached else tuple(_HEADS)
+    grid = Columns("attention", [head for name in names for head in (_HEADS[name], "x full")])
     by_name = {verdict.deployment: verdict.gains for verdict in judgment.verdicts}
     for candidate in comparison.plan.served:
-        gains = by_name.get(candidate.name, baseline)
-        cells: list[Text] = []
-        for name, _, scale in shown:
-            gain = under_load(gains, load, name)
-            cells += [_interval(gain, scale), _times(gain if candidate.name in by_name else None)]
-        grid.add_row(candidate.name, *cells)
+        paired = candidate.name in by_name
+        found = by_name.get(candidate.name, baseline)
+        grid.add_row(candidate.name, *_speed(found, load, names, paired=paired))
     return Group(Text(f"\n{load.label}", style="bold"), grid)
 
 
@@ -195,7 +192,7 @@ def _speeds(load: Load | None) -> list[str]:
         return ["tpot"]
     first = deciding_figure(load)
     single_user = load.concurrency == 1 and not load.rate
-    return [first] if single_user else [first, *(name for name in _HEADS if name != first)]
+    return [first] if single_user else [first, *(name for name in _DECIDING if name != first)]
 
 
 def _speed(gains: Sequence[Gain], load: Load | None, names: Sequence[str], *, paired: bool) -> list[Text]:

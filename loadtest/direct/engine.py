@@ -17,8 +17,6 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -43,17 +41,11 @@ class Run:
 
     Attributes:
         seconds: from the first step's begin to the last one's end.
-        first_tokens: seconds until every sequence had its first token.
-        steps: of the engine.
-        prompt_tokens: of all prompts together.
         output_tokens: of all sequences together.
         outputs: the tokens of each, in the order of the prompts.
     """
 
     seconds: float
-    first_tokens: float
-    steps: int
-    prompt_tokens: int
     output_tokens: int
     outputs: list[list[int]]
 
@@ -118,14 +110,6 @@ class DirectEngine:
         self._next_id = 1
         self._template: Template | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Gives model and cache back; no method may be called after it."""
         on_cuda = self.core.runner.device.type == "cuda"
@@ -135,10 +119,6 @@ class DirectEngine:
         gc.collect()
         if on_cuda:
             torch.cuda.empty_cache()
-
-    def decode_times(self, context: int, streams: int, steps: int, seed: int = 0) -> list[float]:
-        """Seconds of each of ``steps`` decode steps; see ``decode``."""
-        return self.decode(context, streams, steps, seed).seconds
 
     def decode(self, context: int, streams: int, steps: int, seed: int = 0) -> Decode:
         """Times decode steps, after a few that don't count.
@@ -209,22 +189,14 @@ class DirectEngine:
         check_room(self.core, self.ready, [len(prompt) + output_tokens for prompt in prompts])
         requests = [self._request(prompt, output_tokens) for prompt in prompts]
         outputs: dict[int, list[int]] = {request.id: [] for request in requests}
-        steps, first = 0, 0.0
         began = time.perf_counter()
         for request in requests:
             self.core.submit(request)
         while self.core.has_work:
-            output = self._step()
-            steps += 1
-            for item in output.sequences:
+            for item in self._step().sequences:
                 outputs[item.id] += item.tokens
-            if not first and all(outputs.values()):
-                first = time.perf_counter() - began
         return Run(
             seconds=time.perf_counter() - began,
-            first_tokens=first,
-            steps=steps,
-            prompt_tokens=sum(map(len, prompts)),
             output_tokens=sum(map(len, outputs.values())),
             outputs=list(outputs.values()),
         )

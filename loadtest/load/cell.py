@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -92,17 +93,11 @@ class Cell:
         count, warmup, users = plan.counts(self._load)
         seed = plan.seed + _SEEDS_PER_PASS * seed + _SEEDS_PER_RUN * self._number
         sessions = plan.draw(count, seed)
+        send = partial(driver.run, target, workers=plan.workers, patience=plan.patience)
         if warmup:
             warm = plan.draw(warmup, seed + 5)
             with _watch(self._console, f"{self.prefix}warm-up for {self.name}", len(warm)) as listener:
-                outcome = driver.run(
-                    target,
-                    warm,
-                    ClosedLoop(users),
-                    workers=plan.workers,
-                    patience=plan.patience,
-                    listener=listener,
-                )
+                outcome = send(warm, ClosedLoop(users), listener=listener)
             if outcome.interrupted:
                 raise StoppedError
             self._refuse_silence(outcome)
@@ -113,16 +108,7 @@ class Cell:
             _watch(self._console, self.prefix + self.name, requests) as listener,
             watched(url, plan.connect) as during,
         ):
-            outcome = driver.run(
-                target,
-                sessions,
-                self._load,
-                workers=plan.workers,
-                seed=seed,
-                most_seconds=plan.most_seconds,
-                patience=plan.patience,
-                listener=listener,
-            )
+            outcome = send(sessions, self._load, seed=seed, most_seconds=plan.most_seconds, listener=listener)
         if not outcome.records:
             raise StoppedError
         summary = summarize(outcome.records, plan.targets)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from loadtest.load.sharegpt_file import MOST_PROMPT, MOST_TOTAL, Conversations, Limits
+from loadtest.load.sharegpt_file import Conversations
 from loadtest.load.targets import Endpoint
 from loadtest.load.tokens import counter
-from loadtest.load.types import Session
+from loadtest.load.types import Session, Wanted
 from loadtest.load.workloads import WORKLOADS, Shape, WorkloadError, from_file
 from loadtest.measuring.generates import require_generation
 from longspan import Client
@@ -22,31 +22,6 @@ _CONVERSATIONS = "multi-turn"
 _SHARING = frozenset({"shared-prefix", _CONVERSATIONS})
 _TOKENS = 128
 _TURNS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A workload as it is asked for.
-
-    Attributes:
-        name: of a workload, or a file.
-        prompt_tokens: of a prompt, or the most; ``None`` for 128.
-        output_tokens: of an output, or the most; ``None`` for 128, or the answers' own in a ShareGPT file.
-        groups: prefixes of ``shared-prefix``.
-        prefix_tokens: of each.
-        turns: questions of a conversation; ``None`` for 4, or in a ShareGPT file only the first.
-        most_prompt_tokens: of a ShareGPT file's prompts.
-        most_total_tokens: of its prompts and outputs together.
-    """
-
-    name: str = "fixed"
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    groups: int = 4
-    prefix_tokens: int = 512
-    turns: int | None = None
-    most_prompt_tokens: int = MOST_PROMPT
-    most_total_tokens: int = MOST_TOTAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +39,21 @@ class Known:
     count: Callable[[str], int] | None = None
 
 
-def known(client: Client | None, endpoint: Endpoint | None, context: int = 0, vocabulary: int = 0) -> Known:
+def known(client: Client | None, endpoint: Endpoint | None, told: Known | None = None) -> Known:
     """The facts that hold for both targets.
 
     Args:
         client: of Longspan's server; ``None`` if it is not measured. It must stay open while sessions are
             drawn.
         endpoint: the other target.
-        context: the endpoint's, if it tells; else 0.
-        vocabulary: likewise.
+        told: by the endpoint.
 
     Raises:
         longspan.LongspanError: the server does not answer, or its model does not generate.
         EndpointError: the endpoint's tokenizer can't be read.
     """
-    vocabularies, contexts, count = [vocabulary], [context], None
+    told = told or Known()
+    vocabularies, contexts, count = [told.vocabulary], [told.context], None
     if endpoint is not None and endpoint.tokenizer is not None:
         tokens = counter(endpoint.tokenizer)
         vocabularies.append(tokens.vocabulary)
@@ -163,20 +138,14 @@ def _sharegpt(wanted: Wanted, models: Known) -> tuple[dict[str, str | int], Draw
         raise WorkloadError("the lengths of a ShareGPT file are counted with --tokenizer; give the model's")
     count = models.count
     conversations = Conversations(Path(wanted.name))
-    limits = Limits(
-        prompt=wanted.most_prompt_tokens,
-        total=wanted.most_total_tokens,
-        context=models.context or 1 << 30,
-        output=wanted.output_tokens,
-        turns=wanted.turns,
-    )
+    context = models.context or 1 << 30
     described: dict[str, str | int] = {
         "name": wanted.name,
         "conversations": len(conversations),
-        "most_prompt_tokens": limits.prompt,
-        "most_total_tokens": limits.total,
+        "most_prompt_tokens": wanted.most_prompt_tokens,
+        "most_total_tokens": wanted.most_total_tokens,
         "turns": wanted.turns or 1,
     }
     if wanted.output_tokens:
         described["output"] = wanted.output_tokens
-    return described, lambda sessions, seed: conversations.draw(sessions, seed, limits, count)
+    return described, lambda sessions, seed: conversations.draw(sessions, seed, wanted, count, context)

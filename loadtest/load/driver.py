@@ -6,13 +6,14 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from loadtest.load import worker
 from loadtest.load.plan import PATIENCE
 from loadtest.load.targets import Target
-from loadtest.load.types import ClosedLoop, Load, Session, Worker
+from loadtest.load.types import ClosedLoop, Load, LoadTestError, Session, Worker
 from loadtest.load.worker import Assignment, Progress, Report
 from loadtest.measuring.arrivals import arrival_times
 from loadtest.measuring.records import Record
@@ -24,7 +25,7 @@ _READY_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(LoadTestError):
     """A client process ended without a report; the message says which and how."""
 
 
@@ -73,7 +74,8 @@ def run(
     Raises:
         WorkerDiedError: a client process failed, for example because no server answers.
     """
-    parts = _split(target, sessions, load, workers, seed, most_seconds, patience)
+    whole = Assignment(target, list(sessions), None, 0, most_seconds, patience)
+    parts = _split(whole, load, workers, seed)
     context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     clients: dict[Connection, Any] = {}
     try:
@@ -101,31 +103,22 @@ def run(
     return Outcome(records, [report.worker for report in reports], interrupted)
 
 
-def _split(
-    target: Target,
-    sessions: Sequence[Session],
-    load: Load,
-    workers: int,
-    seed: int,
-    most_seconds: float | None,
-    patience: float,
-) -> list[Assignment]:
+def _split(whole: Assignment, load: Load, workers: int, seed: int) -> list[Assignment]:
+    """Parts for the workers; ``whole`` has all sessions, and says nothing of how they are sent."""
+    sessions, begins = whole.sessions, None
     users = load.concurrency if isinstance(load, ClosedLoop) else len(sessions)
     count = max(1, min(workers, users, len(sessions)))
-    begins = None
     if not isinstance(load, ClosedLoop):
         begins = arrival_times(len(sessions), load.rate, load.burstiness, seed)
-        if most_seconds is not None:
-            begins = [begin for begin in begins if begin <= most_seconds]
+        if whole.most_seconds is not None:
+            begins = [begin for begin in begins if begin <= whole.most_seconds]
             sessions = sessions[: len(begins)]
     return [
-        Assignment(
-            target=target,
-            sessions=list(sessions[index::count]),
+        replace(
+            whole,
+            sessions=sessions[index::count],
             begins=None if begins is None else begins[index::count],
             concurrency=(users + count - 1 - index) // count,
-            most_seconds=most_seconds,
-            patience=patience,
         )
         for index in range(count)
     ]
@@ -134,14 +127,7 @@ def _split(
 def _expect_ready(process: Any, connection: Connection) -> None:
     if not connection.poll(_READY_SECONDS):
         raise WorkerDiedError(f"a client process was not ready within {_READY_SECONDS:.0f} s")
-    try:
-        connection.recv()
-    except (EOFError, OSError):
-        process.join(5)
-        raise WorkerDiedError(
-            f"a client process ended with exit code {process.exitcode} before it began; "
-            "does the server answer?"
-        ) from None
+    _receive(connection, process, "before it began; does the server answer?")
 
 
 def _collect(clients: Mapping[Connection, Any], listener: Listener) -> tuple[list[Report], bool]:
@@ -153,7 +139,7 @@ def _collect(clients: Mapping[Connection, Any], listener: Listener) -> tuple[lis
             open_ones = [connection for connection in clients if connection not in reports]
             for ready in wait(open_ones, timeout=1.0):
                 assert isinstance(ready, Connection)
-                message = _receive(ready, clients[ready])
+                message = _receive(ready, clients[ready], "midway")
                 if isinstance(message, Report):
                     reports[ready] = message
                 else:
@@ -172,10 +158,9 @@ def _collect(clients: Mapping[Connection, Any], listener: Listener) -> tuple[lis
     return [reports[connection] for connection in clients], interrupted
 
 
-def _receive(connection: Connection, process: Any) -> Report | Progress:
+def _receive(connection: Connection, process: Any, when: str) -> Any:
     try:
-        message: Report | Progress = connection.recv()
+        return connection.recv()
     except (EOFError, OSError):  # the latter if it ended while it wrote
         process.join(5)
-        raise WorkerDiedError(f"a client process ended with exit code {process.exitcode} midway") from None
-    return message
+        raise WorkerDiedError(f"a client process ended with exit code {process.exitcode} {when}") from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 
-from loadtest.load.over_http import HttpSender, http_client
+from loadtest.load.drawing import Known
+from loadtest.load.over_http import http_client, http_sender
 from loadtest.load.targets import Endpoint, EndpointError
 from loadtest.load.types import Turn
 from loadtest.measuring.records import Record
@@ -17,20 +18,8 @@ _NAMES = 8
 _TOKENS = 4
 
 
-class Told(NamedTuple):
-    """Facts about a model from an endpoint's list of models; 0 where it lacks them.
-
-    Attributes:
-        context: most tokens of prompt and output.
-        vocabulary: token ids are below this.
-    """
-
-    context: int = 0
-    vocabulary: int = 0
-
-
-def told(endpoint: Endpoint) -> Told:
-    """Facts about the endpoint's model from its list of models.
+def told(endpoint: Endpoint) -> Known:
+    """Facts about the endpoint's model from its list of models, as far as it has them.
 
     Raises:
         EndpointError: no server answers, or its list lacks the model.
@@ -57,7 +46,7 @@ def try_out(endpoint: Endpoint, turn: Turn, patience: float) -> None:
         raise EndpointError(f"{endpoint.url} can't be measured: {record.error}")
 
 
-async def _told(endpoint: Endpoint) -> Told:
+async def _told(endpoint: Endpoint) -> Known:
     async with http_client(endpoint) as client:
         url = endpoint.url + "/models"
         try:
@@ -69,10 +58,10 @@ async def _told(endpoint: Endpoint) -> Told:
     try:
         found = response.json()
     except ValueError:
-        return Told()
+        return Known()
     models = found.get("data") if response.status_code == 200 and isinstance(found, dict) else None
     if not isinstance(models, list) or not models:
-        return Told()  # not every server lists its models; the request that is tried will tell
+        return Known()  # not every server lists its models; the request that is tried will tell
     known = {model.get("id"): model for model in models if isinstance(model, dict)}
     if endpoint.model not in known:
         names = ", ".join(str(name) for name in list(known)[:_NAMES])
@@ -82,16 +71,17 @@ async def _told(endpoint: Endpoint) -> Told:
     return _of(known[endpoint.model])
 
 
-def _of(model: dict[str, Any]) -> Told:
+def _of(model: dict[str, Any]) -> Known:
     """vLLM and SGLang call the context ``max_model_len``; llama.cpp has its facts in ``meta``."""
     meta = model.get("meta")
     meta = meta if isinstance(meta, dict) else {}
-    counts = [model.get("max_model_len") or meta.get("n_ctx"), meta.get("n_vocab")]
-    return Told(*(count if isinstance(count, int) and count > 0 else 0 for count in counts))
+    counts = [meta.get("n_vocab"), model.get("max_model_len") or meta.get("n_ctx")]
+    vocabulary, context = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
+    return Known(vocabulary, context)
 
 
 async def _tried(endpoint: Endpoint, turn: Turn) -> Record:
     record = Record(0, 0, 0.0, 0.0, expected_tokens=_TOKENS)
-    async with HttpSender(endpoint) as sender:
+    async with http_sender(endpoint) as sender:
         await sender.send(Turn(turn.prompt, min(_TOKENS, turn.output_tokens)), record)
     return record

@@ -180,33 +180,21 @@ def table(found: Waits) -> Columns:
     """Milliseconds: medians, worst ones, and medians as multiples of those with nothing beside."""
     rows = Columns("", ["median ms", "p99 ms", "x alone", "requests"])
 
-    def add(name: str, values: Sequence[float], alone: Sequence[float] | None) -> None:
-        times = figure(statistics.median(values) / statistics.median(alone)) if alone else ""
+    def add(name: str, values: Sequence[float], alone: Sequence[float]) -> None:
+        times = "" if alone is values else figure(statistics.median(values) / statistics.median(alone))
         p99 = percentile(sorted(values), 0.99)
         rows.add_row(
             name, figure(1e3 * statistics.median(values)), figure(1e3 * p99), times, str(len(values))
         )
 
     for (beside, tokens), values in found.short.items():
-        alone = None if beside == "nothing" else found.short["nothing", tokens]
-        add(f"TTFT of {tokens} tokens beside {beside}", values, alone)
-    add(
-        f"TTFT of {SHORT[0]} tokens, after a quiet second",
-        found.after_quiet,
-        found.short["nothing", SHORT[0]],
-    )
+        add(f"TTFT of {tokens} tokens beside {beside}", values, found.short["nothing", tokens])
+    quiet = f"TTFT of {SHORT[0]} tokens, after a quiet second"
+    add(quiet, found.after_quiet, found.short["nothing", SHORT[0]])
     for beside, values in found.long.items():
-        add(
-            f"TTFT of a long prompt beside {beside}",
-            values,
-            found.long["nothing"] if beside != "nothing" else None,
-        )
+        add(f"TTFT of a long prompt beside {beside}", values, found.long["nothing"])
     for beside, values in found.gaps.items():
-        add(
-            f"between a stream's tokens beside {beside}",
-            values,
-            found.gaps["nothing"] if beside != "nothing" else None,
-        )
+        add(f"between a stream's tokens beside {beside}", values, found.gaps["nothing"])
     return rows
 
 

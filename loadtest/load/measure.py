@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -32,7 +31,9 @@ _UNTOLD = (
 _ELSEWHERE = "what else used the machine of {name} was not watched: it is not this one"
 
 
-def measure(plan: Plan, console: Console, observe: Observe = weather.observe) -> Result:
+def measure(
+    plan: Plan, console: Console, observe: Observe = weather.observe, others: Sequence[Plan] = ()
+) -> Result:
     """Runs the plan, with live progress on ``console``. Ctrl-C ends the run under way and the plan.
 
     A round of the measuring core is two passes over all cells, there and back. A run that other work on this
@@ -42,6 +43,7 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
         plan: what to measure.
         console: for progress.
         observe: how the machine is watched.
+        others: further workloads for the same server, in the same passes.
 
     Returns:
         The measurements; where they are not all of the plan, ``ended`` says why.
@@ -52,12 +54,13 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
         driver.WorkerDiedError: a client process of the first run failed.
         NotMeasuredError: the first run could not be made.
     """
-    found = describe(plan)
+    found = _describe(plan)
     cells: list[Cell] = []
-    with kept(found):
-        for number, load in enumerate(plan.loads):
+    try:
+        loads = ((each, load) for each in (plan, *others) for load in each.loads)
+        for number, (each, load) in enumerate(loads):
             own = [
-                Cell(plan, target, load, number, found.server.get("device", ""), console, found.runs.append)
+                Cell(each, target, load, number, found.server.get("device", ""), console, found.runs.append)
                 for target in plan.measured[:: -1 if number % 2 else 1]
             ]
             cells += own
@@ -70,26 +73,13 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
                 plan.loads.add([run for run in found.runs[first:] if run.target == name][-1].summary)
         for repeat in range(1, plan.repeats):
             one_pass(found, cells, repeat, plan.repeats, observe)
-    return found
-
-
-@contextmanager
-def kept(found: Result) -> Iterator[None]:
-    """Puts the reason of an early end of the block into ``found.ended``, and keeps the runs.
-
-    Raises:
-        reconcile.ScrapeError: there is no run yet, and the server's metrics can't be read.
-        driver.WorkerDiedError: likewise, a client process failed.
-        NotMeasuredError: likewise, the run could not be made.
-    """
-    try:
-        yield
     except (StoppedError, KeyboardInterrupt):
         found.ended = STOPPED
     except (ScrapeError, WorkerDiedError, NotMeasuredError) as error:
         if not found.runs:
             raise
         found.ended = f"it ended before all was measured: {error}"
+    return found
 
 
 def _unwatched(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
@@ -103,7 +93,7 @@ def _unwatched(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def describe(plan: Plan) -> Result:
+def _describe(plan: Plan) -> Result:
     """A result without runs: the machine, the server, and the endpoint."""
     found = Result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

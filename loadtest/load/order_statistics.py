@@ -7,6 +7,8 @@ named between which it lies with ``CONFIDENCE`` (David and Nagaraja: Order Stati
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -33,10 +35,10 @@ def ranks(count: int, share: float) -> tuple[int, int] | None:
         return None
     tail = (1 - CONFIDENCE) / 2
     upper = max(tail, share**count)  # all of them can lie below the true percentile
-    low = _last_below(count, share, min(tail, 1 - CONFIDENCE - upper))
-    if low is None:
-        return None
-    return low + 1, min(count, _first_reaching(count, share, 1 - upper) + 1)
+    # Probabilities that at most so many values lie below it, from 0.
+    within = list(itertools.accumulate(_probability(count, share, below) for below in range(count + 1)))
+    low = bisect.bisect_right(within, min(tail, 1 - CONFIDENCE - upper))
+    return (low, min(count, bisect.bisect_left(within, 1 - upper - 1e-12) + 1)) if low else None
 
 
 def interval(ordered: Sequence[float], share: float) -> list[float] | None:
@@ -57,27 +59,6 @@ def needed(share: float) -> int:
     above: 299 for the 99th, 29 for the 90th.
     """
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))
-
-
-def _last_below(count: int, share: float, tail: float) -> int | None:
-    """The largest number that at most so many values lie below with a probability within ``tail``."""
-    total, found = 0.0, None
-    for below in range(count + 1):
-        total += _probability(count, share, below)
-        if total > tail:
-            break
-        found = below
-    return found
-
-
-def _first_reaching(count: int, share: float, probability: float) -> int:
-    """The smallest number that the values below do not exceed with this probability."""
-    total = 0.0
-    for below in range(count + 1):
-        total += _probability(count, share, below)
-        if total >= probability - 1e-12:
-            return below
-    return count
 
 
 def _probability(count: int, share: float, below: int) -> float:

@@ -6,8 +6,8 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from types import TracebackType
-from typing import Any, Self
+from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 
@@ -29,30 +29,25 @@ _HINTS = {
 }
 
 
+@asynccontextmanager
+async def http_sender(endpoint: Endpoint) -> AsyncIterator[HttpSender]:
+    """A sender with a pool of connections to one endpoint, which the first request begins to fill."""
+    async with http_client(endpoint) as client:
+        yield HttpSender(endpoint, client)
+
+
 class HttpSender:
-    """A pool of connections to one endpoint, as an asynchronous context manager.
+    """Sends requests to one endpoint.
 
     Tokens are counted by the endpoint's tokenizer where it names one: not while streams are timed, but in
     ``finish``. Else ``usage`` counts them, spread evenly over the messages.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, client: httpx2.AsyncClient) -> None:
+        self._endpoint, self._client = endpoint, client
         path = "/chat/completions" if endpoint.api == "chat" else "/completions"
         self._url = endpoint.url + path
-        self._client = http_client(endpoint)
         self._uncounted: list[tuple[Record, list[str]]] = []
-
-    async def __aenter__(self) -> Self:
-        """Prepares; the first request connects."""
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes all connections."""
-        await self._client.__aexit__(kind, error, trace)
 
     async def send(self, turn: Turn, record: Record) -> str:
         """Sends one greedy request and times its stream; gives its text. A failure is in the record.

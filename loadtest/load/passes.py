@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from loadtest.load.cell import Cell
 from loadtest.load.result import Result
+from loadtest.load.types import LoadTestError
 from loadtest.measuring import weather
-from loadtest.measuring.rounds import MOST_REPEATS, Progress, Rounds
+from loadtest.measuring.rounds import MOST_REPEATS, Rounds
+from loadtest.measuring.types import Measurement
 from loadtest.measuring.weather import Observe
 
 
-class NotMeasuredError(RuntimeError):
+class NotMeasuredError(LoadTestError):
     """A run could not be made; the message says why."""
 
 
@@ -53,8 +55,7 @@ def one_pass(
     """
     first = len(found.runs)
 
-    def tell(progress: Progress) -> None:
-        last = progress.last
+    def tell(last: Measurement) -> None:
         if last.error:  # such a target hangs, and each other cell would wait as long
             raise NotMeasuredError(last.error)
         run = found.runs[-1]

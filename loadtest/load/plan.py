@@ -50,12 +50,12 @@ class Plan:
     workload: dict[str, Any]
     draw: Callable[[int, int], list[Session]]
     loads: list[Load] | Sweep
-    sessions: int | None
-    warmup: int | None
-    workers: int
-    seed: int
-    most_seconds: float | None
-    targets: Targets | None
+    sessions: int | None = None
+    warmup: int | None = None
+    workers: int = 1
+    seed: int = 0
+    most_seconds: float | None = None
+    targets: Targets | None = None
     repeats: int = 1
     endpoint: Endpoint | None = None
     endpoint_only: bool = False

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.load.types import Summary
+from loadtest.load.types import LoadTestError, Summary
 from longspan import ConnectOptions
 
 _TIMEOUT_SECONDS = 10.0
@@ -28,7 +28,7 @@ _KIND = re.compile(r'\bkind="\w+"')
 Samples = dict[str, float]
 
 
-class ScrapeError(RuntimeError):
+class ScrapeError(LoadTestError):
     """The metrics can't be read; the message says why."""
 
 

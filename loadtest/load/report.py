@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from loadtest.document import plain, write
+from loadtest.document import plain
 from loadtest.load.against import Change, Finding, changes, only_in_one
 from loadtest.load.device_rows import COLUMNS as DEVICE_COLUMNS
 from loadtest.load.device_rows import device_rows, missing_shares
@@ -23,22 +22,13 @@ from loadtest.report.figures import Cell as Shown
 _SIGNS = {Finding.BETTER: "▲ ", Finding.WORSE: "▼ ", Finding.NONE: "= ", Finding.UNTESTED: ""}
 
 
-def write_report(result: Result, path: Path, against: Result | None = None) -> None:
-    """Writes the report of a result with at least one run.
+def render(result: Result, against: Result | None = None) -> str:
+    """The report of a result with at least one run.
 
     Args:
         result: to be shown.
-        path: of the file.
         against: an earlier result, for a table of before and after.
-
-    Raises:
-        OSError: it can't be written.
     """
-    write(render(result, against), path)
-
-
-def render(result: Result, against: Result | None = None) -> str:
-    """The report; see ``write_report``."""
     found = rows(result)
     goodput = any(run.summary.goodput is not None for run in result.runs)
     heads = ["load", *(f"{each.name}, {each.unit}" for each in FIGURES)]

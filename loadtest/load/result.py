@@ -23,10 +23,6 @@ SCHEMA = "longspan-load/2"
 _EARLIER = "longspan-load/1"
 
 
-class ResultError(ValueError):
-    """A file is not a result of this schema; the message says what it is."""
-
-
 @dataclass(slots=True)
 class Run:
     """One load and what came of it. Times in seconds; those of requests count from the run's first request.
@@ -164,30 +160,27 @@ def load(path: Path) -> Result:
     """Reads a document, of this schema or the one before.
 
     Raises:
-        ResultError: it is none, or of another schema.
+        DocumentError: it is none, or of another schema.
     """
     notes = []
     try:
-        try:
-            found = document.read(path, SCHEMA)
-        except DocumentError as error:
-            try:
-                found = document.read(path, _EARLIER)
-            except DocumentError:
-                raise error from None
-            notes = [
-                f"{path.name} is of schema {_EARLIER}: its percentiles have no intervals, and its requests "
-                "no cached tokens"
-            ]
+        found = document.read(path, SCHEMA)
     except DocumentError as error:
-        raise ResultError(str(error)) from error
+        try:
+            found = document.read(path, _EARLIER)
+        except DocumentError:
+            raise error from None
+        notes = [
+            f"{path.name} is of schema {_EARLIER}: its percentiles have no intervals, and its requests "
+            "no cached tokens"
+        ]
     try:
         found.pop("figures", None)  # they follow from the runs
         found["notes"] = [*found.pop("notes", []), *notes]
         runs = [_run(run) for run in found.pop("runs")]
         return Result(**found, runs=runs)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ResultError(f"{path} is damaged: {error}") from error
+        raise DocumentError(f"{path} is damaged: {error}") from error
 
 
 def _run(run: dict[str, Any]) -> Run:

@@ -12,11 +12,10 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from loadtest.load.types import Session, Turn
+from loadtest.load.types import Session, Turn, Wanted
 from loadtest.load.workloads import WorkloadError
 
 Pair = tuple[str, str]
@@ -24,12 +23,6 @@ Pair = tuple[str, str]
 
 LEAST_TOKENS = 4
 """Shorter questions and answers are left out."""
-
-MOST_PROMPT = 1024
-"""Longer questions are left out."""
-
-MOST_TOTAL = 2048
-"""Conversations with more tokens of questions and answers together are cut, or left out."""
 
 _QUESTION = frozenset({"human", "user"})
 _ANSWER = frozenset({"gpt", "assistant", "chatgpt", "bing", "bard"})
@@ -40,25 +33,6 @@ _MOST_ENTRY = 64 << 20
 _MOST_LETTERS = 64
 # Special tokens and a chat template come on top of what is counted.
 _ROOM = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Which requests are kept, in tokens; the defaults are those of vLLM's benchmark.
-
-    Attributes:
-        prompt: most of a question.
-        total: most of all questions and answers of a session together.
-        context: of the model.
-        output: of every answer; ``None`` for the file's own.
-        turns: most questions of a session; ``None`` for only the first, as a prompt without a template.
-    """
-
-    prompt: int = MOST_PROMPT
-    total: int = MOST_TOTAL
-    context: int = 1 << 30
-    output: int | None = None
-    turns: int | None = None
 
 
 class Conversations:
@@ -82,14 +56,17 @@ class Conversations:
         """How many there are."""
         return len(self._pairs)
 
-    def draw(self, sessions: int, seed: int, limits: Limits, count: Callable[[str], int]) -> list[Session]:
+    def draw(
+        self, sessions: int, seed: int, wanted: Wanted, count: Callable[[str], int], context: int = 1 << 30
+    ) -> list[Session]:
         """Draws sessions without replacement; from the beginning again where too few are left.
 
         Args:
             sessions: how many.
             seed: of the draw.
-            limits: what to keep.
+            wanted: which requests are kept, and how long their outputs are.
             count: tokens of a text.
+            context: of the model.
 
         Raises:
             WorkloadError: the limits leave nothing.
@@ -99,7 +76,7 @@ class Conversations:
         found: list[tuple[Turn, ...]] = []
         left_out: Counter[str] = Counter()
         for index in order:
-            turns, why = self._turns(self._pairs[index], limits, count)
+            turns, why = self._turns(self._pairs[index], wanted, count, context)
             if turns:
                 found.append(turns)
             left_out[why] += 1
@@ -114,26 +91,29 @@ class Conversations:
         return [Session(index, found[index % len(found)]) for index in range(sessions)]
 
     def _turns(
-        self, pairs: list[Pair], limits: Limits, count: Callable[[str], int]
+        self, pairs: list[Pair], wanted: Wanted, count: Callable[[str], int], context: int
     ) -> tuple[tuple[Turn, ...], str]:
         """The requests of a conversation, or why it is left out."""
         turns: list[Turn] = []
         total, why = 0, ""
-        for question, answer in pairs[: limits.turns or 1]:
-            most = min(limits.total, limits.context - _ROOM * (len(turns) + 1)) - total
-            if len(question) > _MOST_LETTERS * limits.prompt or len(answer) > _MOST_LETTERS * limits.total:
+        for question, answer in pairs[: wanted.turns or 1]:
+            most = min(wanted.most_total_tokens, context - _ROOM * (len(turns) + 1)) - total
+            if (
+                len(question) > _MOST_LETTERS * wanted.most_prompt_tokens
+                or len(answer) > _MOST_LETTERS * wanted.most_total_tokens
+            ):
                 why = "too long"
                 break
             prompt = self._count(question, count)
-            output = limits.output or self._count(answer, count)
-            if prompt < LEAST_TOKENS or (limits.output is None and output < LEAST_TOKENS):
+            output = wanted.output_tokens or self._count(answer, count)
+            if prompt < LEAST_TOKENS or (wanted.output_tokens is None and output < LEAST_TOKENS):
                 why = "too short"
                 break
-            if prompt > limits.prompt or prompt + output > most:
+            if prompt > wanted.most_prompt_tokens or prompt + output > most:
                 why = "too long"
                 break
             total += prompt + output
-            turns.append(Turn(question if limits.turns is None else [("user", question)], output))
+            turns.append(Turn(question if wanted.turns is None else [("user", question)], output))
         return tuple(turns), why
 
     def _count(self, text: str, count: Callable[[str], int]) -> int:

@@ -6,8 +6,9 @@ import socket
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from loadtest.load.types import LoadTestError
 from longspan import ConnectOptions
 
 LONGSPAN = "longspan"
@@ -28,10 +29,7 @@ class Server:
     port: int
     connect: ConnectOptions = field(default_factory=ConnectOptions, hash=False)
 
-    @property
-    def name(self) -> str:
-        """Its name in tables."""
-        return LONGSPAN
+    name: ClassVar[str] = LONGSPAN
 
     @property
     def local(self) -> bool:
@@ -90,7 +88,7 @@ class Endpoint:
 Target = Server | Endpoint
 
 
-class EndpointError(RuntimeError):
+class EndpointError(LoadTestError):
     """An endpoint can't be measured as it is asked to; the message says why, and what to change."""
 
 

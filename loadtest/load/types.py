@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+
+class LoadTestError(Exception):
+    """A load test can't be made as it is asked for, or failed; the message says why and what to change."""
+
+
 Message = tuple[str, str]
 """A turn of a conversation: role and content."""
 
@@ -35,6 +40,31 @@ class Session:
 
     index: int
     turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A workload as it is asked for.
+
+    Attributes:
+        name: of a workload, or a file.
+        prompt_tokens: of a prompt, or the most; ``None`` for 128.
+        output_tokens: of an output, or the most; ``None`` for 128, or the answers' own in a ShareGPT file.
+        groups: prefixes of ``shared-prefix``.
+        prefix_tokens: of each.
+        turns: questions of a conversation; ``None`` for 4, or in a ShareGPT file only the first.
+        most_prompt_tokens: of a ShareGPT file's prompts, longer ones are left out; as in vLLM's benchmark.
+        most_total_tokens: of its prompts and outputs together, longer sessions are cut or left out; likewise.
+    """
+
+    name: str = "fixed"
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    groups: int = 4
+    prefix_tokens: int = 512
+    turns: int | None = None
+    most_prompt_tokens: int = 1024
+    most_total_tokens: int = 2048
 
 
 @dataclass(frozen=True, slots=True)

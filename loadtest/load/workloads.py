@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.load.types import Message, Session, Turn
+from loadtest.load.types import LoadTestError, Message, Session, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class Shape:
     turns: int = 4
 
 
-class WorkloadError(ValueError):
+class WorkloadError(LoadTestError):
     """The workload can't be made; the message says what to change."""
 
 
 def fixed(shape: Shape) -> list[Session]:
     """Every prompt and every output of exactly the same length."""
-    ids = _Ids(shape)
-    return _single(shape, lambda: (ids.draw(shape.prompt_tokens), shape.output_tokens))
+    ids = _ids(shape)
+    return _single(shape, lambda: (ids(shape.prompt_tokens), shape.output_tokens))
 
 
 def sharegpt(shape: Shape) -> list[Session]:
@@ -61,30 +61,30 @@ def sharegpt(shape: Shape) -> list[Session]:
     Means from Kwon et al.: PagedAttention, 2023, section 6.1; the spread (sigma 1.1 and 0.9) is chosen to
     give its long tail. ``prompt_tokens`` and ``output_tokens`` cut the tail off.
     """
-    ids, rng = _Ids(shape), random.Random(shape.seed + 1)
+    ids, rng = _ids(shape), random.Random(shape.seed + 1)
 
     def draw() -> tuple[list[int], int]:
         prompt = _log_normal(rng, 161, 1.1, 4, shape.prompt_tokens)
-        return ids.draw(prompt), _log_normal(rng, 338, 0.9, 4, shape.output_tokens)
+        return ids(prompt), _log_normal(rng, 338, 0.9, 4, shape.output_tokens)
 
     return _single(shape, draw)
 
 
 def long_context(shape: Shape) -> list[Session]:
     """Prompts between half of ``prompt_tokens`` and all of it, drawn evenly; outputs of the same length."""
-    ids, rng = _Ids(shape), random.Random(shape.seed + 1)
+    ids, rng = _ids(shape), random.Random(shape.seed + 1)
     least = max(1, shape.prompt_tokens // 2)
-    return _single(shape, lambda: (ids.draw(rng.randint(least, shape.prompt_tokens)), shape.output_tokens))
+    return _single(shape, lambda: (ids(rng.randint(least, shape.prompt_tokens)), shape.output_tokens))
 
 
 def shared_prefix(shape: Shape) -> list[Session]:
     """Each prompt begins with one of ``groups`` prefixes, by turns, and goes on by itself."""
-    ids = _Ids(shape)
-    prefixes = [ids.draw(shape.prefix_tokens) for _ in range(shape.groups)]
+    ids = _ids(shape)
+    prefixes = [ids(shape.prefix_tokens) for _ in range(shape.groups)]
     order = iter(range(shape.sessions))
     return _single(
         shape,
-        lambda: (prefixes[next(order) % shape.groups] + ids.draw(shape.prompt_tokens), shape.output_tokens),
+        lambda: (prefixes[next(order) % shape.groups] + ids(shape.prompt_tokens), shape.output_tokens),
     )
 
 
@@ -189,14 +189,8 @@ def _log_normal(rng: random.Random, mean: float, sigma: float, least: int, most:
     return max(min(least, most), min(most, round(drawn)))
 
 
-class _Ids:
-    """Random token ids, special ones left out as far as can be known from outside."""
-
-    def __init__(self, shape: Shape) -> None:
-        self._rng = random.Random(shape.seed)
-        # The lowest ids are special tokens in most vocabularies.
-        self._low = min(1000, shape.vocabulary // 2)
-        self._high = shape.vocabulary
-
-    def draw(self, count: int) -> list[int]:
-        return [self._rng.randrange(self._low, self._high) for _ in range(count)]
+def _ids(shape: Shape) -> Callable[[int], list[int]]:
+    """Draws so many token ids, without special ones as far as can be known from outside."""
+    # The lowest ids are special tokens in most vocabularies.
+    rng, low = random.Random(shape.seed), min(1000, shape.vocabulary // 2)
+    return lambda count: [rng.randrange(low, shape.vocabulary) for _ in range(count)]

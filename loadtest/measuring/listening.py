@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 _LISTENS = "0A"
+_PROC = Path("/proc")
 
 
-def processes_on(port: int, root: Path = Path("/proc")) -> tuple[int, ...]:
-    """Processes that listen on a TCP port; none where the system or the user's rights don't show them.
-
-    Args:
-        port: of this machine.
-        root: ``/proc``.
+def processes_on(port: int) -> tuple[int, ...]:
+    """Processes that listen on a TCP port of this machine; none where the system or the user's rights don't
+    show them.
     """
-    sockets = _sockets(port, root)
+    sockets = _sockets(port)
     if not sockets:
         return ()
     found = []
-    for folder in root.iterdir():
+    for folder in _PROC.iterdir():
         if not folder.name.isdecimal():
             continue
         try:
@@ -29,12 +27,12 @@ def processes_on(port: int, root: Path = Path("/proc")) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _sockets(port: int, root: Path) -> set[str]:
+def _sockets(port: int) -> set[str]:
     """Names of the sockets that listen there in ``/proc``."""
     found = set()
     for table in ("tcp", "tcp6"):
         try:
-            lines = (root / "net" / table).read_text().splitlines()[1:]
+            lines = (_PROC / "net" / table).read_text().splitlines()[1:]
         except OSError:
             continue
         for fields in map(str.split, lines):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from loadtest.measuring import weather
@@ -26,23 +25,6 @@ LoadT = TypeVar("LoadT", bound=HasLabel)
 _SEEDS_PER_ROUND = 2 * (1 + MOST_REPEATS)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands, after each measurement.
-
-    Attributes:
-        last: the latest measurement.
-        rounds: complete ones of each load, by label.
-        spent: seconds since ``run`` began; with only ``step``, since the rounds were made.
-        left: seconds until the end that ``run`` or ``step`` was given; infinite without one.
-    """
-
-    last: Measurement
-    rounds: Mapping[str, int]
-    spent: float
-    left: float
-
-
 class Rounds(Generic[LoadT]):
     """A run of rounds.
 
@@ -51,7 +33,7 @@ class Rounds(Generic[LoadT]):
         loads: what to put on them; labels are unique.
         seed: of all that is drawn.
         measurements: of an earlier run that this one goes on with; new ones are added to this very list.
-        tell: called after each measurement.
+        tell: called with each measurement.
         clock: in seconds.
         observe: see ``loadtest.measuring.weather.Observe``.
 
@@ -67,7 +49,7 @@ class Rounds(Generic[LoadT]):
         *,
         seed: int = 0,
         measurements: list[Measurement] | None = None,
-        tell: Callable[[Progress], None] = lambda progress: None,
+        tell: Callable[[Measurement], None] = lambda measurement: None,
         clock: Callable[[], float] = time.monotonic,
         observe: weather.Observe = weather.observe,
     ) -> None:
@@ -87,7 +69,7 @@ class Rounds(Generic[LoadT]):
         self._latest = {(m.load, m.deployment): m.seconds for m in self.measurements}
         # An earlier run's time comes before this one's.
         self._offset = max((m.began + m.seconds for m in self.measurements), default=0.0)
-        self._began = self._run_began = clock()
+        self._began = clock()
         self._end = float("inf")
         self._hopeless = False
 
@@ -173,8 +155,7 @@ class Rounds(Generic[LoadT]):
         Returns:
             Whether all loads that could be measured are settled.
         """
-        self._run_began = self._clock()
-        self._end = self._run_began + budget
+        self._end = self._clock() + budget
         try:
             left = [load for load in self._loads if self._measurable(load) and not settled(load)]
             while left:
@@ -230,6 +211,5 @@ class Rounds(Generic[LoadT]):
         )
         self._latest[load.label, name] = seconds
         self.measurements.append(measurement)
-        now = self._clock()
-        self._tell(Progress(measurement, self.rounds, now - self._run_began, max(0.0, self._end - now)))
+        self._tell(measurement)
         return measurement

@@ -49,8 +49,7 @@ class Served:
     """
 
     def __init__(self, run: Run, host: str, port: int, pids: tuple[int, ...] = ()) -> None:
-        self._run, self._pids = run, pids
-        self.host, self.port = host, port
+        self._run, self.host, self.port, self.pids = run, host, port, pids
         self._known: set[tuple[int, int]] = set()
         self._client = run(_connected(host, port))
         try:
@@ -62,11 +61,6 @@ class Served:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """Its processes on this machine."""
-        return self._pids
 
     def allow(self, seconds: float) -> None:
         """No request of a later measurement may take longer: one that hangs fails."""

@@ -54,8 +54,8 @@ def render(
         live: the page asks its server for updates; see ``loadtest.report.live``.
         progress: of a comparison that is still going on, whose page has no document to download yet.
     """
-    context, winner = view.longest(comparison), _winner(judgment)
-    full, document = comparison.plan.candidates[0].name, None
+    context, winner = comparison.plan.contexts[-1], _winner(judgment)
+    full, document = comparison.plan.full, None
     if progress is None:
         document = {"schema": SCHEMA, **plain(comparison), "judgment": plain(judgment)}
     return page.render(
@@ -147,7 +147,7 @@ def _effective(verdict: Verdict) -> str:
 
 def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     """The table of the longest context: full attention's own figures, and the others' beside it."""
-    context = view.longest(comparison)
+    context = comparison.plan.contexts[-1]
     load = operators_load(comparison, context)
     # For one user tokens per second tell nothing that time per token doesn't.
     single_user = load is not None and deciding_figure(load) == "tpot"

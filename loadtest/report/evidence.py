@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,14 +58,9 @@ def turns_words(found: Turns) -> str:
 
 def scale() -> Markup:
     """The scale that stands above the rows."""
-    parts = []
-    for value, text in ((0.0, "as full"), (1.0, "margin")):
-        parts.append(
-            element("text", text, x=_x(value), y=12.0, text_anchor="middle", font_size=11, fill="var(--dim)")
-        )
-    return Markup(
-        element("svg", "".join(parts), viewBox=f"0 0 {_WIDTH:.0f} 16", class_="row-plot", aria_hidden="true")
-    )
+    style = {"text_anchor": "middle", "font_size": 11, "fill": "var(--dim)"}
+    marks = ((0.0, "as full"), (1.0, "margin"))
+    return _svg((element("text", text, x=_x(value), y=12.0, **style) for value, text in marks), 16)
 
 
 def lines() -> dict[str, str]:
@@ -98,15 +93,12 @@ def _plot(one: Evidence) -> Markup:
             parts.append(element("path", d=shape, fill="none", **style))
     if math.isfinite(value) and _LEFT <= value <= _RIGHT:
         parts.append(_mark(kind, _x(value), middle, color))
-    return Markup(
-        element(
-            "svg",
-            "".join(parts),
-            viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
-            class_="row-plot",
-            aria_hidden="true",
-        )
-    )
+    return _svg(parts, _HEIGHT)
+
+
+def _svg(parts: Iterable[str], height: float) -> Markup:
+    box = f"0 0 {_WIDTH:.0f} {height:.0f}"
+    return Markup(element("svg", "".join(parts), viewBox=box, class_="row-plot", aria_hidden="true"))
 
 
 def _beyond(right: bool, color: str) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from loadtest.compare.phrases import FIGURES, measure
-from loadtest.compare.types import Evidence, Gain, Judgment, Likeness
+from loadtest.compare.types import Evidence, Gain, Judgment
 from loadtest.measuring.types import Interval
 from loadtest.report import words
 
@@ -16,6 +16,8 @@ Cell = tuple[str, float | str, str]
 
 NOTHING: Cell = (words.NONE, "", "")
 """Where there is no figure."""
+
+_NATS, _SHARE = partial(words.loss, "logprob"), partial(words.quality, "agreement")
 
 HEADS = (
     "attention",
@@ -45,7 +47,10 @@ def rows(judgment: Judgment, numbers: Mapping[str, int]) -> list[dict[str, Any]]
     for verdict in judgment.verdicts:
         cells = [("test", number, _test(one)) for number, one in enumerate(verdict.evidence)]
         for number, one in enumerate(verdict.likeness):
-            cells += [("kl", number, _kl(one)), ("same", number, _same_top(one))]
+            cells += [
+                ("kl", number, _like("text, KL divergence", one.length, _NATS, one.kl)),
+                ("same", number, _like("text, same most likely token", one.length, _SHARE, one.same_top)),
+            ]
         cells += [("gain", number, _gain(one)) for number, one in enumerate(verdict.gains)]
         name = verdict.deployment
         found += [
@@ -69,15 +74,6 @@ def _test(one: Evidence) -> list[Cell]:
         (str(one.outcome) if one.decides else f"({one.outcome})", str(one.outcome), ""),
         NOTHING if one.more is None else (f"{one.more:,}", one.more, ""),
     ]
-
-
-def _kl(one: Likeness) -> list[Cell]:
-    return _like("text, KL divergence", one.length, partial(words.loss, "logprob"), one.kl)
-
-
-def _same_top(one: Likeness) -> list[Cell]:
-    show = partial(words.quality, "agreement")
-    return _like("text, same most likely token", one.length, show, one.same_top)
 
 
 def _like(figure: str, length: int, show: Callable[[float], str], found: Interval) -> list[Cell]:

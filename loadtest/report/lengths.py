@@ -67,7 +67,7 @@ def first_token(comparison: Comparison, judgment: Judgment) -> Drawing | None:
 def _speeds(
     comparison: Comparison, judgment: Judgment, figure: str, loads: Mapping[int, Load | None]
 ) -> _Lines:
-    full = comparison.plan.candidates[0].name
+    full = comparison.plan.full
     lines: dict[str, dict[int, Interval]] = {full: {}}
     for verdict in judgment.verdicts:
         if not is_served(comparison, verdict.deployment):

@@ -15,7 +15,6 @@ from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -55,7 +54,7 @@ class Live:
         self._state: tuple[Comparison, Judgment] | None = None
         self._progress: Progress | None = None
         self._html = ""
-        self._ended = self._closed = False
+        self._ended = self.closing = False
         self._asked, self._sent = -math.inf, -1
         live = self
 
@@ -77,11 +76,6 @@ class Live:
         port = self._server.server_port
         return (f"{HOST}:{port}", f"localhost:{port}")
 
-    @property
-    def closing(self) -> bool:
-        """It ends: connections are not kept."""
-        return self._closed
-
     def update(self, comparison: Comparison, judgment: Judgment, progress: Progress) -> None:
         """Shows what there is so far; rows that are added to the comparison later don't matter."""
         self._publish(_kept(comparison), judgment, progress)
@@ -100,9 +94,9 @@ class Live:
     def close(self) -> None:
         """Ends the server. Pages that are open keep what they show."""
         with self._newer:
-            if self._closed:
+            if self.closing:
                 return
-            self._closed = True
+            self.closing = True
             self._newer.notify_all()
             until = time.monotonic() + _LINGER
             while self._ended and self._watched and self._sent < self._version and time.monotonic() < until:
@@ -110,14 +104,6 @@ class Live:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def __enter__(self) -> Live:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def page(self) -> str:
         """The newest page."""
@@ -133,7 +119,7 @@ class Live:
         """
         with self._newer:
             self._asked = time.monotonic()
-            self._newer.wait_for(lambda: self._version > version or self._closed, _WAIT)
+            self._newer.wait_for(lambda: self._version > version or self.closing, _WAIT)
             update: dict[str, Any] = {"version": self._version, "ended": self._ended}
             if self._changed > version:
                 update["html"] = self._made()

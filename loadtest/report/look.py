@@ -8,47 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LIGHT = {
-    "page": "#f6f7f8",
-    "card": "#ffffff",
-    "ink": "#1b1f24",
-    "dim": "#57606a",
-    "line": "#dde1e6",
-    "accent": "#0a58a8",
-    "safe": "#0b6e4f",
-    "unsafe": "#b3340b",
-    "unknown": "#6b5900",
-    "series-0": "#1b1f24",
-    "series-1": "#0072b2",
-    "series-2": "#d55e00",
-    "series-3": "#00855f",
-    "series-4": "#b0508c",
-    "series-5": "#a87000",
-    "series-6": "#2f8fc4",
-    "series-7": "#757000",
+_COLORS = {
+    "page": ("#f6f7f8", "#0e1114"),
+    "card": ("#ffffff", "#171b20"),
+    "ink": ("#1b1f24", "#e8ebee"),
+    "dim": ("#57606a", "#a2acb8"),
+    "line": ("#dde1e6", "#2d343c"),
+    "accent": ("#0a58a8", "#79b8ff"),
+    "safe": ("#0b6e4f", "#4cc79a"),
+    "unsafe": ("#b3340b", "#ff8f66"),
+    "unknown": ("#6b5900", "#e0c341"),
+    "series-0": ("#1b1f24", "#e8ebee"),
+    "series-1": ("#0072b2", "#4aa3dc"),
+    "series-2": ("#d55e00", "#f08a3c"),
+    "series-3": ("#00855f", "#2fbf92"),
+    "series-4": ("#b0508c", "#dd8fbd"),
+    "series-5": ("#a87000", "#e6a82e"),
+    "series-6": ("#2f8fc4", "#8fd0f5"),
+    "series-7": ("#757000", "#e4d84a"),
 }
-"""Colors of a light page, by name."""
-
-DARK = {
-    "page": "#0e1114",
-    "card": "#171b20",
-    "ink": "#e8ebee",
-    "dim": "#a2acb8",
-    "line": "#2d343c",
-    "accent": "#79b8ff",
-    "safe": "#4cc79a",
-    "unsafe": "#ff8f66",
-    "unknown": "#e0c341",
-    "series-0": "#e8ebee",
-    "series-1": "#4aa3dc",
-    "series-2": "#f08a3c",
-    "series-3": "#2fbf92",
-    "series-4": "#dd8fbd",
-    "series-5": "#e6a82e",
-    "series-6": "#8fd0f5",
-    "series-7": "#e4d84a",
-}
-"""Colors of a dark page, by the same names."""
+LIGHT, DARK = ({name: colors[page] for name, colors in _COLORS.items()} for page in (0, 1))
+"""Colors of a light page and of a dark one, by the same names."""
 
 _SHAPES = (
     "circle",
@@ -63,7 +43,7 @@ _SHAPES = (
     "hexagon",
     "bar",
 )
-_COLORS = 8
+_SERIES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +64,8 @@ class Look:
 def look(number: int) -> Look:
     """The look of the ``number``-th series; the first belongs to the baseline."""
     # Color 0 belongs only to the baseline.
-    color = number if number < _COLORS else 1 + (number - 1) % (_COLORS - 1)
-    return Look(f"var(--series-{color})", _SHAPES[number % len(_SHAPES)], "" if number < _COLORS else "5 3")
+    color = number if number < _SERIES else 1 + (number - 1) % (_SERIES - 1)
+    return Look(f"var(--series-{color})", _SHAPES[number % len(_SHAPES)], "" if number < _SERIES else "5 3")
 
 
 def variables(colors: dict[str, str]) -> str:

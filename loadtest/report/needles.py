@@ -32,7 +32,7 @@ def tables(comparison: Comparison) -> list[dict[str, Any]]:
     scores: dict[str, dict[tuple[int, int], dict[AnswerKey, float]]] = defaultdict(lambda: defaultdict(dict))
     for depth, answer in answers:
         scores[answer.deployment][place[depth], answer.length][answer_key(answer)] = answer.score
-    full = scores[comparison.plan.candidates[0].name]
+    full = scores[comparison.plan.full]
     return [
         {
             "name": candidate.name,

@@ -20,7 +20,7 @@ _GAINS = {
 
 def tiles(comparison: Comparison, verdict: Verdict) -> list[dict[str, str]]:
     """Each has ``label``, ``value``, ``note`` and ``kind``: gain, cost, same or test."""
-    context = view.longest(comparison)
+    context = comparison.plan.contexts[-1]
     found = [view.speed(verdict, comparison, context)]
     found += [view.gain(verdict, comparison, context, figure) for figure in ("ttft", "bytes")]
     tests = [view.first(verdict.evidence, measure, context) for measure in view.MEASURES]

@@ -37,7 +37,7 @@ class _Point:
 
 def quality_against_speed(comparison: Comparison, judgment: Judgment) -> Drawing | None:
     """Loss against the figure that the operator's load is judged by; ``None`` before both are known."""
-    context = view.longest(comparison)
+    context = comparison.plan.contexts[-1]
     load = operators_load(comparison, context)
     if load is None:
         return None
@@ -57,7 +57,7 @@ def quality_against_speed(comparison: Comparison, judgment: Judgment) -> Drawing
 
 def quality_against_memory(comparison: Comparison, judgment: Judgment) -> Drawing | None:
     """Loss against bytes of KV cache; ``None`` before both are known."""
-    context = view.longest(comparison)
+    context = comparison.plan.contexts[-1]
     return _drawing(
         "memory",
         f"Quality against memory at {length_label(context)}",
@@ -108,8 +108,8 @@ def _drawing(
 def _points(
     comparison: Comparison, judgment: Judgment, gain: Callable[[Verdict], Gain | None]
 ) -> list[_Point]:
-    context, numbers = view.longest(comparison), view.numbers(comparison)
-    full = comparison.plan.candidates[0].name
+    context, numbers = comparison.plan.contexts[-1], view.numbers(comparison)
+    full = comparison.plan.full
     points = [_Point(full, look(0), Interval(1.0), Interval(0.0), "the baseline", None)]
     for verdict in judgment.verdicts:
         found, evidence = gain(verdict), view.worst(verdict, context)

@@ -26,11 +26,6 @@ def badge(outcome: Outcome) -> dict[str, str]:
     return {"kind": kind, "sign": sign, "words": str(outcome)}
 
 
-def longest(comparison: Comparison) -> int:
-    """The longest context of the plan."""
-    return max(comparison.plan.contexts, default=0)
-
-
 def numbers(comparison: Comparison) -> dict[str, int]:
     """Each candidate's place in the plan, which gives it its look."""
     return {candidate.name: number for number, candidate in enumerate(comparison.plan.candidates)}

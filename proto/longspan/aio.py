@@ -5,24 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message as ProtoMessage
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from longspan.affinity import Affinity
-from longspan.channel import (
-    DEFAULT_HOST,
-    DEFAULT_PORT,
-    SERVICE,
-    ConnectOptions,
-    Metadata,
-    connect,
-    headers,
-    target,
-)
+from longspan.channel import SERVICE, Metadata
+from longspan.connected import Connected
 from longspan.encoding import (
     EmbedOptions,
     FillMaskOptions,
@@ -33,12 +24,17 @@ from longspan.encoding import (
     build_score,
 )
 from longspan.errors import CancelledError, LongspanError, UnavailableError, from_rpc_error
-from longspan.limits import seconds
-from longspan.request import GenerateOptions, Message, Prompt, build_detokenize, build_request, set_input
+from longspan.request import (
+    GenerateOptions,
+    Message,
+    Prompt,
+    build_count,
+    build_detokenize,
+    build_request,
+    build_tokenize,
+)
 from longspan.results import Delta, Generation, StreamState
-from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2, inference_pb2_grpc
-
-Response = TypeVar("Response", bound=ProtoMessage)
+from longspan.v1 import encoder_pb2, inference_pb2
 
 _POLL_SECONDS = 0.1
 
@@ -53,11 +49,7 @@ class AsyncStream(StreamState):
     first step.
     """
 
-    def __init__(self, call: Any, server: str) -> None:
-        super().__init__()
-        self._call = call
-        self._server = server
-        self._closed = False
+    _closed = False
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         try:
@@ -87,7 +79,7 @@ class AsyncStream(StreamState):
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(Connected[grpc.aio.Channel]):
     """A connection to one server. Every call raises ``LongspanError`` or one of its subclasses.
 
     ``timeout`` is in seconds; when it has passed, the server stops working on the call too. Without one
@@ -95,38 +87,7 @@ class AsyncClient:
     task that waits cancels the call on the server.
     """
 
-    def __init__(
-        self,
-        host: str = DEFAULT_HOST,
-        port: int = DEFAULT_PORT,
-        *,
-        timeout: float | None = None,
-        channel: grpc.aio.Channel | None = None,
-        **options: Unpack[ConnectOptions],
-    ) -> None:
-        """Prepares the connection; the first call makes it.
-
-        Args:
-            host: name or address of the server, or a target of gRPC's like ``dns:///name``.
-            port: its gRPC port.
-            timeout: for calls that give none of their own.
-            channel: one of your own, which ``close`` leaves open; host and port then only name the server in
-                messages.
-            **options: see ``ConnectOptions``.
-
-        Raises:
-            TypeError: an option has a name that there is not.
-            ValueError: the options contradict one another, or one is not what it must be.
-        """
-        self._server = target(host, port)
-        self.timeout = seconds(timeout)
-        self._headers = headers(options)
-        self._affinity = Affinity(options.get("affinity"))
-        self._own_channel = channel is None
-        self._channel = connect(grpc.aio, self._server, channel, options)
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
-        self._encoders = encoder_pb2_grpc.EncoderServiceStub(self._channel)
-        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+    _api: ClassVar[Any] = grpc.aio
 
     async def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
@@ -140,10 +101,7 @@ class AsyncClient:
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncStream:
         """Like ``Client.stream``: ``async for delta in client.stream(...)``."""
-        request = inference_pb2.StreamGenerateRequest(request=build_request(prompt, options))
-        metadata = (*self._headers, *self._affinity.of(request.request))
-        call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=metadata)
-        return AsyncStream(call, self._server)
+        return AsyncStream(self._streamed(prompt, timeout, options), self._server)
 
     async def embed(
         self, texts: Texts, *, timeout: float | None = None, **options: Unpack[EmbedOptions]
@@ -182,12 +140,9 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> inference_pb2.TokenizeResponse:
         """Like ``Client.tokenize``."""
-        request = inference_pb2.TokenizeRequest(
-            model=model,
-            without_special_tokens=not special_tokens,
-            special_tokens_as_text=special_tokens_as_text,
+        request = build_tokenize(
+            value, model, special_tokens=special_tokens, special_tokens_as_text=special_tokens_as_text
         )
-        set_input(request, value)
         return await self._ask(self._stub.Tokenize, request, timeout)
 
     async def detokenize(
@@ -211,8 +166,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> inference_pb2.CountTokensResponse:
         """Like ``Client.count_tokens``."""
-        request = inference_pb2.CountTokensRequest(model=model, special_tokens_as_text=special_tokens_as_text)
-        set_input(request, value)
+        request = build_count(value, model, special_tokens_as_text=special_tokens_as_text)
         return await self._ask(self._stub.CountTokens, request, timeout)
 
     async def models(self, *, timeout: float | None = None) -> list[str]:
@@ -265,9 +219,6 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    def _limit(self, timeout: float | None) -> float | None:
-        return seconds(self.timeout if timeout is None else timeout)
 
     async def _ask(
         self, method: Any, request: ProtoMessage, timeout: float | None, affinity: Metadata = ()

@@ -129,7 +129,7 @@ def open_channel(api: Any, address: str, options: ConnectOptions) -> Any:
         arguments += (("grpc.enable_http_proxy", 0),)
     if server_name := options.get("server_name"):
         arguments += (("grpc.ssl_target_name_override", server_name),)
-    if not wants_tls(options):
+    if not any(options.get(name) for name in ("tls", "ca", "cert", "key", "server_name")):
         if not local and any(name.lower() == "authorization" for name, _ in headers(options)):
             raise ValueError(
                 f"the token could be read on the way to {address}: connect by TLS (tls=True, --tls), or "
@@ -138,11 +138,6 @@ def open_channel(api: Any, address: str, options: ConnectOptions) -> Any:
         return api.insecure_channel(address, options=arguments)
     given = credentials(options.get("ca"), options.get("cert"), options.get("key"))
     return api.secure_channel(address, given, options=arguments)
-
-
-def wants_tls(options: ConnectOptions) -> bool:
-    """Whether the client is to connect by TLS."""
-    return any(options.get(name) for name in ("tls", "ca", "cert", "key", "server_name"))
 
 
 def headers(options: ConnectOptions) -> Metadata:

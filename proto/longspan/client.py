@@ -5,23 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message as ProtoMessage
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from longspan.affinity import Affinity
-from longspan.channel import (
-    DEFAULT_HOST,
-    DEFAULT_PORT,
-    SERVICE,
-    ConnectOptions,
-    Metadata,
-    connect,
-    headers,
-    target,
-)
+from longspan.channel import SERVICE, Metadata
+from longspan.connected import Connected
 from longspan.encoding import (
     EmbedOptions,
     FillMaskOptions,
@@ -32,10 +23,17 @@ from longspan.encoding import (
     build_score,
 )
 from longspan.errors import LongspanError, UnavailableError, from_rpc_error
-from longspan.limits import seconds
-from longspan.request import GenerateOptions, Message, Prompt, build_detokenize, build_request, set_input
+from longspan.request import (
+    GenerateOptions,
+    Message,
+    Prompt,
+    build_count,
+    build_detokenize,
+    build_request,
+    build_tokenize,
+)
 from longspan.results import Delta, Generation, StreamState
-from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2, inference_pb2_grpc
+from longspan.v1 import encoder_pb2, inference_pb2
 
 Response = TypeVar("Response", bound=ProtoMessage)
 
@@ -51,11 +49,6 @@ class Stream(StreamState):
     Iterating raises ``LongspanError``: the call failed, which for a request that the server refuses is at the
     first step.
     """
-
-    def __init__(self, call: Any, server: str) -> None:
-        super().__init__()
-        self._call = call
-        self._server = server
 
     def __iter__(self) -> Iterator[Delta]:
         try:
@@ -79,45 +72,14 @@ class Stream(StreamState):
         self.close()
 
 
-class Client:
+class Client(Connected[grpc.Channel]):
     """A connection to one server. Every call raises ``LongspanError`` or one of its subclasses.
 
     ``timeout`` is in seconds; when it has passed, the server stops working on the call too. Without one
     there is no limit. The attribute ``timeout`` may be changed for later calls.
     """
 
-    def __init__(
-        self,
-        host: str = DEFAULT_HOST,
-        port: int = DEFAULT_PORT,
-        *,
-        timeout: float | None = None,
-        channel: grpc.Channel | None = None,
-        **options: Unpack[ConnectOptions],
-    ) -> None:
-        """Prepares the connection; the first call makes it.
-
-        Args:
-            host: name or address of the server, or a target of gRPC's like ``dns:///name``.
-            port: its gRPC port.
-            timeout: for calls that give none of their own.
-            channel: one of your own, which ``close`` leaves open; host and port then only name the server in
-                messages.
-            **options: see ``ConnectOptions``.
-
-        Raises:
-            TypeError: an option has a name that there is not.
-            ValueError: the options contradict one another, or one is not what it must be.
-        """
-        self._server = target(host, port)
-        self.timeout = seconds(timeout)
-        self._headers = headers(options)
-        self._affinity = Affinity(options.get("affinity"))
-        self._own_channel = channel is None
-        self._channel = connect(grpc, self._server, channel, options)
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
-        self._encoders = encoder_pb2_grpc.EncoderServiceStub(self._channel)
-        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+    _api: ClassVar[Any] = grpc
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
@@ -143,10 +105,7 @@ class Client:
             timeout: seconds for the whole stream.
             **options: see ``GenerateOptions``.
         """
-        request = inference_pb2.StreamGenerateRequest(request=build_request(prompt, options))
-        metadata = (*self._headers, *self._affinity.of(request.request))
-        call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=metadata)
-        return Stream(call, self._server)
+        return Stream(self._streamed(prompt, timeout, options), self._server)
 
     def embed(
         self, texts: Texts, *, timeout: float | None = None, **options: Unpack[EmbedOptions]
@@ -211,12 +170,9 @@ class Client:
             special_tokens_as_text: those that the text or the messages spell out stay text.
             timeout: seconds.
         """
-        request = inference_pb2.TokenizeRequest(
-            model=model,
-            without_special_tokens=not special_tokens,
-            special_tokens_as_text=special_tokens_as_text,
+        request = build_tokenize(
+            value, model, special_tokens=special_tokens, special_tokens_as_text=special_tokens_as_text
         )
-        set_input(request, value)
         return self._ask(self._stub.Tokenize, request, timeout)
 
     def detokenize(
@@ -247,8 +203,7 @@ class Client:
             special_tokens_as_text: special tokens that the text or the messages spell out stay text.
             timeout: seconds.
         """
-        request = inference_pb2.CountTokensRequest(model=model, special_tokens_as_text=special_tokens_as_text)
-        set_input(request, value)
+        request = build_count(value, model, special_tokens_as_text=special_tokens_as_text)
         return self._ask(self._stub.CountTokens, request, timeout)
 
     def models(self, *, timeout: float | None = None) -> list[str]:
@@ -307,9 +262,6 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _limit(self, timeout: float | None) -> float | None:
-        return seconds(self.timeout if timeout is None else timeout)
 
     def _ask(
         self,

@@ -21,6 +21,9 @@ class Violation(NamedTuple):
         return f"{self.field}: {self.description}"
 
 
+_BY_STATUS: dict[grpc.StatusCode, type[LongspanError]] = {}
+
+
 class LongspanError(Exception):
     """A call that failed. Subclasses name the gRPC status; a status without one raises this class.
 
@@ -35,6 +38,12 @@ class LongspanError(Exception):
     """
 
     status: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+
+    def __init_subclass__(cls, status: grpc.StatusCode | None = None) -> None:
+        super().__init_subclass__()
+        if status is not None:  # else it is a user's own
+            cls.status = status
+            _BY_STATUS[status] = cls
 
     def __init__(
         self,
@@ -57,97 +66,54 @@ class LongspanError(Exception):
         self.retry_after = retry_after
 
 
-class InvalidRequestError(LongspanError, ValueError):
+class InvalidRequestError(LongspanError, ValueError, status=grpc.StatusCode.INVALID_ARGUMENT):
     """Something in the request is wrong, found here or by the server; ``violations`` names the fields."""
 
-    status = grpc.StatusCode.INVALID_ARGUMENT
 
-
-class NotFoundError(LongspanError):
+class NotFoundError(LongspanError, status=grpc.StatusCode.NOT_FOUND):
     """The server has no such model."""
 
-    status = grpc.StatusCode.NOT_FOUND
 
-
-class BusyError(LongspanError):
+class BusyError(LongspanError, status=grpc.StatusCode.RESOURCE_EXHAUSTED):
     """The queue is full or an identity's limit is reached; or the message is larger than the server takes, or
     the stream was not read.
     """
 
-    status = grpc.StatusCode.RESOURCE_EXHAUSTED
 
-
-class UnauthenticatedError(LongspanError):
+class UnauthenticatedError(LongspanError, status=grpc.StatusCode.UNAUTHENTICATED):
     """The server asks who calls, and does not know this token or certificate."""
 
-    status = grpc.StatusCode.UNAUTHENTICATED
 
-
-class PermissionDeniedError(LongspanError):
+class PermissionDeniedError(LongspanError, status=grpc.StatusCode.PERMISSION_DENIED):
     """The server knows who calls, and this is more than it may."""
 
-    status = grpc.StatusCode.PERMISSION_DENIED
 
-
-class UnimplementedError(LongspanError):
+class UnimplementedError(LongspanError, status=grpc.StatusCode.UNIMPLEMENTED):
     """The server is older than this call, or has switched it off."""
 
-    status = grpc.StatusCode.UNIMPLEMENTED
 
-
-class UnavailableError(LongspanError):
+class UnavailableError(LongspanError, status=grpc.StatusCode.UNAVAILABLE):
     """No server answers, or it is loading, draining, or has lost its engine."""
 
-    status = grpc.StatusCode.UNAVAILABLE
 
-
-class DeadlineError(LongspanError, TimeoutError):
+class DeadlineError(LongspanError, TimeoutError, status=grpc.StatusCode.DEADLINE_EXCEEDED):
     """The timeout passed before the answer was complete; the server has stopped working on it."""
 
-    status = grpc.StatusCode.DEADLINE_EXCEEDED
 
-
-class CancelledError(LongspanError):
+class CancelledError(LongspanError, status=grpc.StatusCode.CANCELLED):
     """The call was cancelled, by ``close`` or by the server."""
 
-    status = grpc.StatusCode.CANCELLED
 
-
-class AlreadyExistsError(LongspanError):
+class AlreadyExistsError(LongspanError, status=grpc.StatusCode.ALREADY_EXISTS):
     """Another request in flight of the same identity has this ``request_id``."""
 
-    status = grpc.StatusCode.ALREADY_EXISTS
 
-
-class PreconditionError(LongspanError):
+class PreconditionError(LongspanError, status=grpc.StatusCode.FAILED_PRECONDITION):
     """The server can't do this in the mode it runs in."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
 
-
-class InternalError(LongspanError):
+class InternalError(LongspanError, status=grpc.StatusCode.INTERNAL):
     """A bug in the server; its log has the trace, under the request id that the message names."""
-
-    status = grpc.StatusCode.INTERNAL
-
-
-_BY_STATUS = {
-    cls.status: cls
-    for cls in (
-        InvalidRequestError,
-        NotFoundError,
-        BusyError,
-        UnauthenticatedError,
-        PermissionDeniedError,
-        UnimplementedError,
-        UnavailableError,
-        DeadlineError,
-        CancelledError,
-        AlreadyExistsError,
-        PreconditionError,
-        InternalError,
-    )
-}
 
 
 # How BoringSSL and gRPC tell of a handshake that failed, and of a server of HTTP/1.

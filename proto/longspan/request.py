@@ -173,15 +173,36 @@ def build_detokenize(
     return request
 
 
-def set_input(
-    request: inference_pb2.TokenizeRequest | inference_pb2.CountTokensRequest, value: str | Sequence[Message]
-) -> None:
-    """Sets text or a conversation as input.
+def build_tokenize(
+    value: str | Sequence[Message], model: str, *, special_tokens: bool, special_tokens_as_text: bool
+) -> inference_pb2.TokenizeRequest:
+    """The request for the token ids of text or a conversation.
 
     Raises:
         InvalidRequestError: a text or role is not valid Unicode.
         TypeError: it is neither text nor messages.
     """
+    request = inference_pb2.TokenizeRequest(
+        model=model,
+        without_special_tokens=not special_tokens,
+        special_tokens_as_text=special_tokens_as_text,
+    )
+    _set_input(request, value)
+    return request
+
+
+def build_count(
+    value: str | Sequence[Message], model: str, *, special_tokens_as_text: bool
+) -> inference_pb2.CountTokensRequest:
+    """The request for how many tokens text or a conversation has; raises as ``build_tokenize``."""
+    request = inference_pb2.CountTokensRequest(model=model, special_tokens_as_text=special_tokens_as_text)
+    _set_input(request, value)
+    return request
+
+
+def _set_input(
+    request: inference_pb2.TokenizeRequest | inference_pb2.CountTokensRequest, value: str | Sequence[Message]
+) -> None:
     if isinstance(value, str):
         _set(request, "text", value, "text")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from longspan.v1 import inference_pb2, types_pb2
 
@@ -167,7 +168,8 @@ class StreamState:
         timings: where the time went, in seconds of the server's clock; ``None`` until the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, call: Any, server: str) -> None:
+        self._call, self._server = call, server
         self.request_id = ""
         self.model = ""
         self.prompt_tokens = 0

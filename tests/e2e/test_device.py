@@ -28,10 +28,6 @@ def test_a_load_test_tells_its_runs_use_of_the_device(server):
         loads=[ClosedLoop(2)],
         sessions=sessions,
         warmup=1,
-        workers=1,
-        seed=0,
-        most_seconds=None,
-        targets=None,
     )
     with open(os.devnull, "w") as nowhere:
         (run,) = measure(plan, Console(file=nowhere)).runs

@@ -223,9 +223,10 @@ def test_rows_as_csv(comparison, tmp_path):
     ]
     comparison.text = [TextBlock(FULL.name, 4096, 0, 2048, (-1.0, -2.5))]
     comparison.memory = [Memory(TOPK.name, 4096, 1024.0, 7)]
-    files = csv.write(comparison, tmp_path / "rows")
-    assert [file.name for file in files] == ["answers.csv", "text.csv", "speed.csv", "memory.csv"]
-    answers, text, speed, memory = map(_rows, files)
+    csv.write(comparison, tmp_path / "rows")
+    names = ["answers.csv", "memory.csv", "speed.csv", "text.csv"]
+    assert sorted(file.name for file in (tmp_path / "rows").iterdir()) == names
+    answers, memory, speed, text = (_rows(tmp_path / "rows" / name) for name in names)
     assert answers[0] | {"predicted_answer": "two\nlines, é", "task": "vt"} == answers[0]
     assert json.loads(answers[0]["answer"]) == ["a, b", 'c"']
     assert (answers[0]["logprob"], answers[0]["depth"]) == ("", "")

@@ -21,7 +21,7 @@ from loadtest.cli import distill as command
 from loadtest.direct.distill import run
 from loadtest.direct.distill.acceptance import acceptance, best_speedup
 from loadtest.direct.distill.report import served_sentences
-from loadtest.direct.distill.run import AnotherRunError, distill, measure_served
+from loadtest.direct.distill.run import distill, measure_served
 from loadtest.direct.distill.served import AFTER, ALONE, BEFORE
 from loadtest.direct.distill.student import make_student
 from loadtest.direct.distill.train import distillation_loss
@@ -134,7 +134,7 @@ def test_a_student_keeps_the_vocabulary_and_is_a_folder_of_its_own(recipe: Recip
         {point.step for point in found.losses if point.held_out}
     )
     assert "held out" in (tmp_path / "student" / "loss.svg").read_text()
-    with pytest.raises(AnotherRunError, match="has a finished student"):
+    with pytest.raises(ValueError, match="has a finished student"):
         distill(recipe, tmp_path / "student", None, quiet)
 
 
@@ -142,7 +142,7 @@ def test_an_interrupted_run_continues_to_the_same_student(recipe: Recipe, tmp_pa
     distill(recipe, tmp_path / "whole", None, quiet)
     with pytest.raises(KeyboardInterrupt):
         distill(recipe, tmp_path / "parts", None, stops_at(11))
-    with pytest.raises(AnotherRunError, match="has a run with other options"):
+    with pytest.raises(ValueError, match="has a run with other options"):
         distill(replace(recipe, steps=21), tmp_path / "parts", None, quiet)
     half_written = tmp_path / "parts/checkpoints/checkpoint-12"  # as a kill leaves it
     half_written.mkdir()
@@ -204,7 +204,7 @@ def test_a_full_disk_is_told_as_one(
 
 def test_a_folder_with_something_else_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(AnotherRunError, match="is not empty"):
+    with pytest.raises(ValueError, match="is not empty"):
         distill(recipe, tmp_path, None, quiet)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 

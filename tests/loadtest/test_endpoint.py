@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from loadtest.cli.application import application
 from loadtest.load import asked, driver, examine, result
+from loadtest.load.drawing import Known
 from loadtest.load.measures import summarize
-from loadtest.load.over_http import HttpSender
+from loadtest.load.over_http import http_sender
 from loadtest.load.targets import Endpoint, EndpointError, Server
 from loadtest.load.tokens import Counter, counter, spread_evenly
-from loadtest.load.types import ClosedLoop, Session, Turn
+from loadtest.load.types import ClosedLoop, LoadTestError, Session, Turn
 from loadtest.measuring.records import Record
 from tests.api.conftest import save_tokenizer, until
 from tests.loadtest import openai_double
@@ -35,7 +36,7 @@ def tokenizer(tmp_path_factory):
 def ask(endpoint, turn):
     async def send():
         record = Record(0, 0, 0.0, 0.0, expected_tokens=turn.output_tokens)
-        async with HttpSender(endpoint) as sender:
+        async with http_sender(endpoint) as sender:
             text = await sender.send(turn, record)
             sender.finish()
         return text, record
@@ -66,7 +67,7 @@ def test_streams_are_read_and_their_tokens_counted_as_they_come(address, tokeniz
 
 async def test_a_text_is_timed_when_it_comes(address):
     record = Record(0, 0, 0.0, 0.0, expected_tokens=IDS.output_tokens)
-    async with HttpSender(Endpoint(address, "held")) as sender:
+    async with http_sender(Endpoint(address, "held")) as sender:
         asked = asyncio.create_task(sender.send(IDS, record))
         await until(lambda: bool(record.arrivals), seconds=openai_double.HELD_SECONDS)
         seen = time.monotonic()
@@ -141,7 +142,7 @@ def test_a_connection_that_the_server_has_closed_is_no_failure(address, monkeypa
 
     async def send(count):
         found = [Record(0, 0, 0.0, 0.0, expected_tokens=9) for _ in range(count)]
-        async with HttpSender(Endpoint(address, "closing")) as sender:
+        async with http_sender(Endpoint(address, "closing")) as sender:
             for record in found:
                 await sender.send(IDS, record)
                 await asyncio.sleep(0.05)
@@ -164,9 +165,9 @@ def test_an_address_without_a_server():
 
 
 def test_refusals_come_before_the_run(address, tokenizer):
-    assert examine.told(Endpoint(address, "plain")) == examine.Told(openai_double.CONTEXT)
-    assert examine.told(Endpoint(address, "pairs")) == examine.Told(77, 255)
-    assert examine.told(Endpoint(address, "short")) == examine.Told()
+    assert examine.told(Endpoint(address, "plain")) == Known(0, openai_double.CONTEXT)
+    assert examine.told(Endpoint(address, "pairs")) == Known(255, 77)
+    assert examine.told(Endpoint(address, "short")) == Known()
     with pytest.raises(EndpointError, match=r"has no model 'absent'; name one .*: plain, nasty"):
         examine.told(Endpoint(address, "absent"))
     with pytest.raises(EndpointError, match="ignore_eos"):
@@ -239,7 +240,7 @@ def test_counting(tokenizer, tmp_path):
 )
 def test_options_that_make_no_sense(fields, sentence):
     good = {"url": "http://a/v1", "model": "m", "name": "peer", "api": "chat", "prompts": "ids"}
-    with pytest.raises(asked.OptionError, match=sentence):
+    with pytest.raises(LoadTestError, match=sentence):
         asked.endpoint(**{**good, "tokenizer": None, "extra": None, "key_env": None, **fields})
 
 
@@ -255,7 +256,7 @@ def test_numbers_that_make_no_sense():
     assert asked.loads("1,8", None, 1.0) == [ClosedLoop(1), ClosedLoop(8)]
     assert [load.rate for load in asked.loads(None, "0.5,2", math.inf)] == [0.5, 2.0]
     for arguments in (("x", None, 1), ("1.5", None, 1), ("0", None, 1), ("1,1", None, 1), (None, "nan", 1)):
-        with pytest.raises(asked.OptionError, match=r"--(concurrency|rate)"):
+        with pytest.raises(LoadTestError, match=r"--(concurrency|rate)"):
             asked.loads(*arguments)
 
 

@@ -14,8 +14,8 @@ from loadtest import document
 from loadtest.load import reconcile, result, table, validity
 from loadtest.load.document import save
 from loadtest.load.measures import percentile, spread, summarize
-from loadtest.load.report import write_report
-from loadtest.load.result import Result, ResultError, Run
+from loadtest.load.report import render
+from loadtest.load.result import Result, Run
 from loadtest.load.types import Targets, Worker
 from loadtest.measuring.records import Record
 
@@ -184,7 +184,7 @@ def test_a_figure_that_is_no_number_is_null(tmp_path):
 def test_other_files_are_refused(tmp_path, text):
     file = tmp_path / "result.json"
     file.write_text(text)
-    with pytest.raises(ResultError, match=r"result\.json"):
+    with pytest.raises(document.DocumentError, match=r"result\.json"):
         result.load(file)
 
 
@@ -221,10 +221,8 @@ def test_two_results_are_compared_run_by_run():
     assert "kv_dtype: float16 before, float32 after" in text
 
 
-def test_the_report_is_one_file_and_escapes_texts_of_servers(tmp_path):
-    file = tmp_path / "report.html"
-    write_report(make_result(1.0, 2.0, 3.0), file)
-    text = file.read_text()
+def test_the_report_is_one_file_and_escapes_texts_of_servers():
+    text = render(make_result(1.0, 2.0, 3.0))
     assert text.count("<figure") == 2 + 2 + 3
     assert "<b>tiny</b>" not in text
     assert "&lt;b&gt;tiny&lt;/b&gt;" in text

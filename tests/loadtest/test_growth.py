@@ -21,8 +21,8 @@ from attention.patterns.sparse import PATTERNS
 from loadtest.direct.growth import document, engines, measure
 from loadtest.direct.growth.__main__ import main
 from loadtest.direct.growth.in_engine import decode, survey
-from loadtest.direct.growth.report import write_report
-from loadtest.direct.growth.table import milliseconds, series, table
+from loadtest.direct.growth.report import render
+from loadtest.direct.growth.table import series, table
 from loadtest.direct.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.direct.settings import read_settings
 from loadtest.direct.work import NO_TIME, Findings
@@ -196,7 +196,7 @@ def test_variants_are_paired_with_full_attention_and_one_that_fails_leaves_the_o
     assert growth.ratio("good", POINTS[0]).claimed
     # Where full has no room the others are measured by themselves.
     assert math.isnan(growth.ratio("good", POINTS[1]).value)
-    assert milliseconds(growth, "good", POINTS[1]) == pytest.approx(1.0)
+    assert growth.seconds("good", POINTS[1]).value * 1e3 == pytest.approx(1.0)
     assert growth.seconds("good", POINTS[1]).count == 6
     assert growth.reasons(good) == []
     assert growth.reasons(growth.survey.variants[0]) == ["256 tokens x 1: no room here"]
@@ -297,8 +297,7 @@ def test_tables_and_report_tell_missing_points_and_why(tmp_path):
     assert "! flash: flash needs <CUDA>" in text
     assert "! window: 64 tokens x 1, 64 tokens x 2: it was tired" in text
     assert "! too busy" in text
-    write_report(growth, tmp_path / "growth.html")
-    html = (tmp_path / "growth.html").read_text()
+    html = render(growth)
     assert html.count("<figure") == 2
     assert "flash needs &lt;CUDA&gt;" in html
     assert "a note" in html

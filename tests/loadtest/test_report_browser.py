@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,9 +15,9 @@ import pytest
 
 from loadtest.compare import document
 from loadtest.compare.phrases import effective_words
-from loadtest.direct.growth.report import write_report as write_growth
+from loadtest.direct.growth.report import render as render_growth
 from loadtest.direct.growth.types import Growth, Plan, Survey, Variant
-from loadtest.load.report import write_report as write_load
+from loadtest.load.report import render as render_load
 from loadtest.measuring.types import Interval, Measurement
 from loadtest.report import words
 from loadtest.report.compare import Progress, render
@@ -53,10 +54,11 @@ def reports(tmp_path_factory, three):
     folder = tmp_path_factory.mktemp("reports")
     pairs = {"three": three, "eleven": sample.eleven(), "beginning": sample.beginning()}
     pairs["failing"] = sample.failing()
-    for name, pair in pairs.items():
-        (folder / f"{name}.html").write_text(render(*pair), encoding="utf-8")
-    write_load(make_result(1.0, 2.0, 3.0), folder / "load.html", make_result(1.5, 2.0))
-    write_growth(_growth(), folder / "growth.html")
+    pages = {name: render(*pair) for name, pair in pairs.items()}
+    pages["load"] = render_load(make_result(1.0, 2.0, 3.0), make_result(1.5, 2.0))
+    pages["growth"] = render_growth(_growth())
+    for name, page in pages.items():
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return {file.stem: file.as_uri() for file in folder.iterdir()}
 
 
@@ -262,7 +264,7 @@ def test_hostile_words_stay_words(browser, tmp_path):
 
 def test_a_live_page_follows_the_run_and_keeps_its_readers_state(browser, three):
     early = sample.three(rounds=6)
-    with Live() as live:
+    with closing(Live()) as live:
         live.update(*early, NOW)
         with opened(browser, live.address) as page:
             assert "asking vt at 8k" in page.locator("#progress").text_content()
@@ -306,7 +308,7 @@ def test_a_live_page_follows_the_run_and_keeps_its_readers_state(browser, three)
 
 
 def test_a_page_whose_run_ends_early_says_so(browser, three):
-    with Live() as live:
+    with closing(Live()) as live:
         live.update(*three, NOW)
         with opened(browser, live.address) as page:
             page.locator("#progress").wait_for()

@@ -1,7 +1,6 @@
 """How much of the KV cache a sequence holds, by a server whose answers are known."""
 
-from loadtest.evaluation.memory import memory
-from loadtest.evaluation.residency import pages_held
+from loadtest.evaluation.memory import memory, pages_held
 from longspan import Client
 from longspan.v1 import inference_pb2 as pb
 from tests.scripted import Mirror, serving

@@ -142,10 +142,15 @@ def test_a_settled_load_gets_no_more_rounds_and_a_later_run_goes_on():
     told = []
     machine.now = 0.0
     second = Rounds(
-        targets, [SHORT], measurements=kept, clock=machine.clock, observe=machine.observe, tell=told.append
+        targets,
+        [SHORT],
+        measurements=kept,
+        clock=machine.clock,
+        observe=machine.observe,
+        tell=lambda last: told.append((last, second.rounds)),
     )
     second.step(SHORT)
-    assert told[-1].rounds == {SHORT.label: 6}  # the seventh is not complete before step returns
+    assert told[-1] == (kept[-1], {SHORT.label: 6})  # the seventh is not complete before step returns
     assert second.rounds == {SHORT.label: 7}
     began = [each.began for each in kept]
     assert began == sorted(began)

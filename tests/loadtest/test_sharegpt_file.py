@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from loadtest.load.drawing import Known, Wanted, drawing
-from loadtest.load.sharegpt_file import Conversations, Limits
+from loadtest.load.drawing import Known, drawing
+from loadtest.load.sharegpt_file import Conversations
+from loadtest.load.types import Wanted
 from loadtest.load.workloads import WorkloadError
 
 
@@ -38,7 +39,7 @@ def entries(count):
 
 
 def test_a_question_is_the_prompt_and_its_answer_the_length(write):
-    drawn = Conversations(write(entries(50))).draw(20, 3, Limits(), words)
+    drawn = Conversations(write(entries(50))).draw(20, 3, Wanted(), words)
     assert [session.index for session in drawn] == list(range(20))
     for session in drawn:
         (turn,) = session.turns
@@ -46,36 +47,36 @@ def test_a_question_is_the_prompt_and_its_answer_the_length(write):
         assert (words(turn.prompt), turn.output_tokens) == (5 + number, 4 + number)
     assert len({session.turns[0].prompt for session in drawn}) == 20, "without replacement"
     conversations = Conversations(write(entries(50)))
-    assert conversations.draw(20, 3, Limits(), words) == drawn
-    assert conversations.draw(20, 4, Limits(), words) != drawn
-    assert len(conversations.draw(120, 3, Limits(), words)) == 120, "from the beginning again"
+    assert conversations.draw(20, 3, Wanted(), words) == drawn
+    assert conversations.draw(20, 4, Wanted(), words) != drawn
+    assert len(conversations.draw(120, 3, Wanted(), words)) == 120, "from the beginning again"
 
 
 def test_the_filters_are_those_of_the_fields_benchmark(write):
     kept = (4, 4), (1024, 1024), (1000, 1048)
     left_out = (3, 50), (50, 3), (1025, 4), (1000, 1049)
     file = write([{"conversations": talk(text(q), text(a))} for q, a in (*kept, *left_out)])
-    drawn = Conversations(file).draw(100, 0, Limits(), words)
+    drawn = Conversations(file).draw(100, 0, Wanted(), words)
     assert {(words(s.turns[0].prompt), s.turns[0].output_tokens) for s in drawn} == set(kept)
-    fixed = Conversations(file).draw(100, 0, Limits(output=2, context=60), words)
+    fixed = Conversations(file).draw(100, 0, Wanted(output_tokens=2), words, 60)
     assert {(words(s.turns[0].prompt), s.turns[0].output_tokens) for s in fixed} == {(4, 2)}
     with pytest.raises(WorkloadError, match=r"of the 7 conversations .* none is left: 7 too long; raise"):
-        Conversations(file).draw(1, 0, Limits(prompt=2, total=4), lambda _: 5)
+        Conversations(file).draw(1, 0, Wanted(most_prompt_tokens=2, most_total_tokens=4), lambda _: 5)
 
 
 def test_whole_conversations(write):
     turns = talk(text(4, "a"), text(5), text(6, "b"), text(7), text(8, "c"), text(2))
     conversations = Conversations(write([{"conversations": [{"from": "system", "value": "x"}, *turns]}]))
 
-    def drawn(**limits):
-        (session,) = conversations.draw(1, 0, Limits(**limits), words)
+    def drawn(**wanted):
+        (session,) = conversations.draw(1, 0, Wanted(**wanted), words)
         return [(turn.prompt[0][1][0], turn.output_tokens) for turn in session.turns]
 
     assert drawn(turns=5) == [("a", 5), ("b", 7)], "the third answer is too short"
     assert drawn(turns=1) == [("a", 5)]
-    assert drawn(turns=5, total=20) == [("a", 5)]
-    assert drawn(turns=5, output=3) == [("a", 3), ("b", 3), ("c", 3)]
-    (session,) = conversations.draw(1, 0, Limits(turns=2), words)
+    assert drawn(turns=5, most_total_tokens=20) == [("a", 5)]
+    assert drawn(turns=5, output_tokens=3) == [("a", 3), ("b", 3), ("c", 3)]
+    (session,) = conversations.draw(1, 0, Wanted(turns=2), words)
     assert session.turns[0].prompt == [("user", text(4, "a"))]
 
 
@@ -89,7 +90,7 @@ def test_contents_of_real_files(write):
         {"conversations": talk("Grüße \\ 東京 🙂 naïve", "ok fine yes sure", names=("user", "chatgpt"))},
     ]
     raw = "\ufeff \n" + json.dumps(odd, ensure_ascii=False, indent=2).replace("naïve", "na\\ud800ve") + "\n"
-    (session,) = Conversations(write(raw.encode())).draw(1, 0, Limits(), words)
+    (session,) = Conversations(write(raw.encode())).draw(1, 0, Wanted(), words)
     assert session.turns[0].prompt == "Grüße \\ 東京 🙂 na\ufffdve"
     session.turns[0].prompt.encode()
 

@@ -17,7 +17,7 @@ from loadtest.compare.presets import BARE, SINKS
 from loadtest.compare.types import Comparison, Plan
 from loadtest.compare.units import Unit
 from loadtest.deployment import FULL, window
-from loadtest.evaluation.residency import pages_held
+from loadtest.evaluation.memory import pages_held
 from loadtest.evaluation.text import decode_slice, slices, tokens
 from loadtest.measuring.servers import open_all
 from loadtest.servers import serve

@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from loadtest.load import examine
-from loadtest.load.drawing import Wanted, drawing, known
+from loadtest.load.drawing import drawing, known
 from loadtest.load.measure import measure
 from loadtest.load.plan import Plan
 from loadtest.load.rows import rows
 from loadtest.load.targets import Endpoint
-from loadtest.load.types import ClosedLoop
+from loadtest.load.types import ClosedLoop, Wanted
 from loadtest.servers import serve
 from longspan import Client
 from tests.stress.llama_cpp import LlamaCpp
@@ -35,7 +35,7 @@ def test_both_get_the_same_prompts_and_their_tokens_are_counted(default_model, c
         told = examine.told(endpoint)
         assert (told.context, told.vocabulary) == (1024, client.model_info().vocabulary_size)
         wanted = Wanted("fixed", prompt_tokens=40, output_tokens=24)
-        workload, draw = drawing(wanted, known(client, endpoint, told.context, told.vocabulary))
+        workload, draw = drawing(wanted, known(client, endpoint, told))
         examine.try_out(endpoint, draw(1, 0)[0].turns[0], 60.0)
         plan = Plan(
             *(address.host, address.port, address.metrics_url, workload, draw, [ClosedLoop(1)]),

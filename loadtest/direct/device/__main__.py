@@ -18,6 +18,7 @@ from rich.console import Console
 from loadtest.direct.device import report
 from loadtest.direct.device.bench import bench
 from loadtest.direct.device.forms import SMALL, WHOLE
+from loadtest.document import plain, save
 
 _SECONDS = 570.0
 # Where the table goes to a file.
@@ -47,7 +48,7 @@ def main() -> int:
     console = Console()
     report.show(document, console if console.is_terminal else Console(width=_WIDTH))
     if arguments.json:
-        report.save(document, arguments.json)
+        save(plain(document), arguments.json)
     return 0 if ran else 1
 
 

@@ -27,10 +27,6 @@ _MARK = "shape.json"
 _DEVIATION = 0.02
 
 
-class NoSpaceError(OSError):
-    """The disk is too small for the model; the message says what to do."""
-
-
 def build(shape: Shape, folder: Path, device: torch.device) -> bool:
     """Writes a Llama of this shape, in bfloat16, unless it is there already.
 
@@ -43,14 +39,14 @@ def build(shape: Shape, folder: Path, device: torch.device) -> bool:
         Whether it had to be written.
 
     Raises:
-        NoSpaceError: it does not fit on the disk.
+        OSError: it does not fit on the disk.
     """
     if _complete(shape, folder):
         return False
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = shape.parameters * _DTYPE.itemsize, shutil.disk_usage(folder).free
     if needed * 1.01 > free:
-        raise NoSpaceError(
+        raise OSError(
             f"the random model takes {needed / 1e9:.1f} GB, but {folder} has only {free / 1e9:.1f} GB left; "
             "name a folder on a larger disk: --folder DIR"
         )

@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,16 +40,12 @@ _PREFILLS = 3
 _WARMUP_SEED = 5
 
 
-class NoDeviceError(RuntimeError):
-    """This machine has no GPU; the message says what there is instead."""
-
-
 def _machine(form: Form, folder: Path) -> Found:
     """The limits: memory's bandwidth, and the matrix rate in the format that the model computes in."""
     torch.set_num_threads(load_settings({}).threads or len(os.sched_getaffinity(0)))
     device = machine.device_at_hand()
     if form.cuda and device.type != "cuda":
-        raise NoDeviceError(
+        raise RuntimeError(
             "torch sees no CUDA device, and the whole form needs one; "
             "--small measures a tiny model on the CPU instead"
         )
@@ -69,7 +66,7 @@ def _model(form: Form, folder: Path) -> Found:
 
 def _direct(form: Form, folder: Path) -> Found:
     """The engine without a server: a decode step, a prefill, one stream and many."""
-    with open_engine(load_settings(form.settings(str(folder))), folder) as engine:
+    with closing(open_engine(load_settings(form.settings(str(folder))), folder)) as engine:
         ready = engine.ready
         if ready.parameters != form.shape.parameters:
             raise RuntimeError(
@@ -80,7 +77,7 @@ def _direct(form: Form, folder: Path) -> Found:
         captured = f"decode steps of {ready.cuda_graphs} batch sizes captured"
         yield "numbers", f"weights {ready.weights}, computing in {ready.dtype}, {captured}"
 
-        times = engine.decode_times(form.decode_context, 1, form.decode_steps)
+        times = engine.decode(form.decode_context, 1, form.decode_steps).seconds
         middle = form.decode_context + (form.decode_steps + 1) / 2
         yield "decode_seconds", statistics.median(times)
         yield (
@@ -114,9 +111,6 @@ def _served(form: Form, folder: Path) -> Found:
                 sessions=requests,
                 warmup=warmup,
                 workers=max(1, min(users, len(os.sched_getaffinity(0)) // 4)),
-                seed=0,
-                most_seconds=None,
-                targets=None,
             )
             (run,) = measure(plan, Console(stderr=True)).runs
             if run.summary.failed:
@@ -140,10 +134,11 @@ def _long(pattern: str) -> Callable[[Form, Path], Found]:
     """Decode steps of one stream at a short and at a long context under a pattern."""
 
     def part(form: Form, folder: Path) -> Found:
-        with open_engine(load_settings(form.long_settings(str(folder), pattern)), folder) as engine:
+        settings = load_settings(form.long_settings(str(folder), pattern))
+        with closing(open_engine(settings, folder)) as engine:
             yield f"{pattern}_attention", f"{engine.ready.attention_pattern}, {engine.ready.attention_kernel}"
             for name, context in zip(("short", "long"), form.contexts, strict=True):
-                times = engine.decode_times(context, 1, form.context_steps)
+                times = engine.decode(context, 1, form.context_steps).seconds
                 yield f"{pattern}_{name}_seconds", statistics.median(times)
             yield f"{pattern}_memory", machine.memory_in_use(engine.core.runner.device)
 
@@ -155,10 +150,8 @@ def _transformers(form: Form, folder: Path) -> Found:
     device = machine.device_at_hand()
     torch.set_num_threads(load_settings({}).threads or len(os.sched_getaffinity(0)))
     warmup, prompts = _prompts(form, form.batch, _WARMUP_SEED), _prompts(form, form.batch)
-    outcome = peer.continuous_batching(str(folder), device, warmup, prompts, form.batch[2])
-    yield "transformers_rate", outcome.output_rate
-    yield "transformers_attention", outcome.attention
-    yield "transformers_memory", outcome.memory
+    found = peer.continuous_batching(str(folder), device, warmup, prompts, form.batch[2])
+    yield from zip(("transformers_rate", "transformers_attention", "transformers_memory"), found, strict=True)
 
 
 PARTS: dict[str, Callable[[Form, Path], Found]] = {

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import NamedTuple
 
 import torch
 import transformers
 
 from loadtest.direct.device.machine import memory_in_use
-
-
-class Peer(NamedTuple):
-    """The peer's figures.
-
-    Attributes:
-        output_rate: generated tokens per second, of all streams together.
-        attention: the implementation that it chose.
-        memory: bytes in use after it, see ``machine.memory_in_use``.
-    """
-
-    output_rate: float
-    attention: str
-    memory: int
 
 
 def continuous_batching(
@@ -32,7 +17,7 @@ def continuous_batching(
     warmup: list[list[int]],
     prompts: list[list[int]],
     output_tokens: int,
-) -> Peer:
+) -> tuple[float, str, int]:
     """Generates greedily for all prompts at once, after a warm-up of the same size.
 
     The manager stays between the two, so that neither its cache's allocation nor the capture of CUDA graphs
@@ -45,6 +30,10 @@ def continuous_batching(
         warmup: token ids; other prompts, since it caches prefixes.
         prompts: token ids.
         output_tokens: of each.
+
+    Returns:
+        Generated tokens per second, of all streams together; the implementation of attention that it chose;
+        and bytes in use after it, see ``machine.memory_in_use``.
 
     Raises:
         RuntimeError: it gave another number of tokens than was asked for.
@@ -86,4 +75,4 @@ def continuous_batching(
             f"transformers gave {sum(counts)} tokens for {len(counts)} prompts instead of "
             f"{output_tokens} for each of {len(prompts)}"
         )
-    return Peer(sum(counts) / seconds, attention, memory)
+    return sum(counts) / seconds, attention, memory

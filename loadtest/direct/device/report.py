@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -43,22 +40,6 @@ class Document:
     seconds: dict[str, float]
     rows: list[Row]
     schema: Literal["longspan-device/1"] = "longspan-device/1"
-
-
-def save(document: Document, path: Path) -> None:
-    """Writes it in one go."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
-    os.replace(temporary, path)
-
-
-def load(path: Path) -> Document:
-    """Reads what ``save`` wrote.
-
-    Raises:
-        msgspec.DecodeError: it is no such document; the message says where.
-    """
-    return msgspec.json.decode(path.read_bytes(), type=Document)
 
 
 def show(document: Document, console: Console) -> None:

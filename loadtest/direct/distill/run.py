@@ -36,10 +36,6 @@ _EXAMINED_BLOCKS = 24
 _SHARE = 8  # of the teacher's layers, one is the student's
 
 
-class AnotherRunError(ValueError):
-    """The folder has something else; the message says what to do."""
-
-
 def distill(recipe: Recipe, out: Path, cache_dir: Path | None, listener: Listener) -> Distillation:
     """Trains a student, or continues where the same command was interrupted.
 
@@ -50,9 +46,9 @@ def distill(recipe: Recipe, out: Path, cache_dir: Path | None, listener: Listene
         listener: told of progress.
 
     Raises:
-        AnotherRunError: the folder has another run, or is not empty.
         OSError: a file can't be read or written.
-        ValueError: there is no such teacher, or the recipe does not fit it or the text; says what to change.
+        ValueError: the folder has another run, or is not empty; there is no such teacher; or the recipe does
+            not fit it or the text. Says what to change.
     """
     asked = _continued(recipe, out)
     disable_progress_bar()  # of files that are read and written
@@ -137,18 +133,18 @@ def _continued(recipe: Recipe, out: Path) -> str:
     """The recipe as its file has it, after a look at the folder; nothing is written there yet.
 
     Raises:
-        AnotherRunError: it has another run, or files of something else.
+        ValueError: it has another run, or files of something else.
     """
     asked, file = json.dumps(plain(recipe), indent=1), out / _RECIPE
     if out.exists() and not out.is_dir():
-        raise AnotherRunError(f"{out} is a file; give a new folder as --out")
+        raise ValueError(f"{out} is a file; give a new folder as --out")
     if (out / _REPORT).exists():
-        raise AnotherRunError(f"{out} has a finished student; give a new folder as --out")
+        raise ValueError(f"{out} has a finished student; give a new folder as --out")
     if file.exists():
         if file.read_text() != asked:
-            raise AnotherRunError(f"{out} has a run with other options; give another --out, or delete it")
+            raise ValueError(f"{out} has a run with other options; give another --out, or delete it")
     elif out.exists() and any(out.iterdir()):
-        raise AnotherRunError(f"{out} is not empty; give a new folder as --out")
+        raise ValueError(f"{out} is not empty; give a new folder as --out")
     return asked
 
 

@@ -20,6 +20,7 @@ from loadtest.direct.growth import document
 from loadtest.direct.growth.measure import NothingToMeasureError, measure
 from loadtest.direct.growth.table import table
 from loadtest.direct.growth.types import Growth, Plan
+from loadtest.document import write
 
 _CONTEXTS = tuple(1024 << n for n in range(7))
 _STREAMS = tuple(1 << n for n in range(7))
@@ -58,14 +59,13 @@ def main() -> int:
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     console.print(table(growth))
-    if arguments.html:
-        from loadtest.direct.growth.report import write_report
+    if arguments.html or arguments.svg:
+        from loadtest.direct.growth.report import drawings, render
 
-        write_report(growth, arguments.html)
-    if arguments.svg:
-        from loadtest.direct.growth.report import write_drawings
-
-        write_drawings(growth, arguments.svg)
+        if arguments.html:
+            write(render(growth), arguments.html)
+        for drawn in drawings(growth) if arguments.svg else []:
+            drawn.write(arguments.svg / f"{drawn.key}.svg")
     return 0 if growth.complete else 1
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from loadtest.direct.growth.document import SCHEMA
-from loadtest.direct.growth.table import LEGEND, Series, cell, heading, milliseconds, series, unfinished
+from loadtest.direct.growth.table import LEGEND, Series, cell, heading, series, unfinished
 from loadtest.direct.growth.types import Growth
-from loadtest.document import plain, write
+from loadtest.document import plain
 from loadtest.measuring.types import Interval
 from loadtest.report import page, words
 from loadtest.report.chart import Chart, room_for
@@ -19,17 +18,8 @@ from loadtest.report.scale import Axis, span
 from loadtest.report.svg import Size
 
 
-def write_report(growth: Growth, path: Path) -> None:
-    """Writes the report.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    write(render(growth), path)
-
-
 def render(growth: Growth) -> str:
-    """The report; see ``write_report``."""
+    """The report."""
     variants = growth.survey.variants
     return page.render(
         "growth.html.j2",
@@ -66,16 +56,6 @@ def drawings(growth: Growth) -> list[Drawing]:
     ]
 
 
-def write_drawings(growth: Growth, folder: Path) -> None:
-    """Writes ``growth-context.svg`` and ``growth-streams.svg``.
-
-    Raises:
-        OSError: they can't be written.
-    """
-    for each in drawings(growth):
-        each.write(folder / f"{each.key}.svg")
-
-
 def _draw(growth: Growth, drawn: Series, size: Size) -> Chart:
     lines = {}
     for number, variant in enumerate(growth.survey.variants):
@@ -106,7 +86,7 @@ def _table(growth: Growth, shown: Series) -> dict[str, Any]:
     for number, variant in enumerate(growth.survey.variants):
         cells = []
         for _, point in shown.points:
-            value = milliseconds(growth, variant.name, point)
+            value = growth.seconds(variant.name, point).value * 1e3
             first, *others = cell(growth, variant.name, point)
             cells.append((first, value, ", ".join(others)))
         rows.append({"name": variant.name, "number": number, "cells": cells})

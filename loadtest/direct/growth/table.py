@@ -56,11 +56,6 @@ def series(growth: Growth) -> list[Series]:
     ]
 
 
-def milliseconds(growth: Growth, variant: str, point: Point) -> float:
-    """Seconds from one token of a stream to its next; NaN where there is no figure."""
-    return growth.seconds(variant, point).value * 1e3
-
-
 def heading(growth: Growth) -> str:
     """A description of the measurement, in a line."""
     model, machine = growth.survey.model, growth.machine
@@ -76,7 +71,7 @@ def heading(growth: Growth) -> str:
 
 def cell(growth: Growth, variant: str, point: Point) -> list[str]:
     """A cell's lines: milliseconds, times as fast as full, and for several streams tokens per second."""
-    own, ratio = milliseconds(growth, variant, point), growth.ratio(variant, point)
+    own, ratio = growth.seconds(variant, point).value * 1e3, growth.ratio(variant, point)
     lines = [figure(own)]
     if variant != FULL.name and not math.isnan(ratio.value):
         interval = f" ({ratio.low:.2f}-{ratio.high:.2f})" if ratio.claimed else ""

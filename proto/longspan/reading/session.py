@@ -120,13 +120,9 @@ class Session:
         mean = sum(logprobs[:SCORED_TOKENS]) / max(1, len(logprobs[:SCORED_TOKENS]))
         return Note(answer.text.strip(), ids, mean, ends, sources)
 
-    async def count(self, text: str) -> int:
-        """Tokens of a text, with those that the tokenizer puts around it."""
-        return await self._count(text)
-
     async def count_prompt(self, prompt: str) -> int:
         """Tokens of a prompt as ``write`` sends it."""
-        return await self._count(self._shaped(prompt))
+        return await self.count(self._shaped(prompt))
 
     async def tokens(self, text: str) -> list[int]:
         """Token ids of a text as part of a prompt."""
@@ -137,7 +133,8 @@ class Session:
         )
         return list(found.token_ids)
 
-    async def _count(self, value: str | list[tuple[str, str]]) -> int:
+    async def count(self, value: str | list[tuple[str, str]]) -> int:
+        """Tokens of a text, with those that the tokenizer puts around it, or of messages."""
         counted = await self._patiently(
             lambda: self._client.count_tokens(value, model=self._options.model, special_tokens_as_text=True)
         )
