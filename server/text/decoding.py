@@ -11,6 +11,8 @@ from typing import Any
 import tokenizers
 from tokenizers.decoders import ByteLevel
 
+from server.text import light_transformers
+
 
 class Decoding:
     """Texts of tokens. Methods may be called from several threads.
@@ -50,9 +52,8 @@ class Decoding:
         added = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
         if all(added.get(content) in alike for content, alike in _named_beside(folder)):
             return cls(backend)
-        from transformers import PreTrainedTokenizerFast
-
-        return cls(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True).backend_tokenizer)
+        fast = light_transformers.module("tokenization_utils_tokenizers").PreTrainedTokenizerFast
+        return cls(fast.from_pretrained(folder, local_files_only=True).backend_tokenizer)
 
     def decode_known(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids that the model chose; those with no entry are no text.

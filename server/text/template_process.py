@@ -22,7 +22,7 @@ from server.text.template_program import HEADER, content, frame
 
 log = logging.getLogger("longspan.text")
 
-# Rendering takes milliseconds; the process imports transformers first, which takes seconds on a busy machine.
+# Rendering takes milliseconds; the process imports a part of transformers first: seconds on a busy machine.
 _SECONDS, _START_SECONDS = 5.0, 60.0
 # The process ends itself where a rendering takes too long. One that does not is stopped, or has no core.
 _SILENT_SECONDS = 3.0

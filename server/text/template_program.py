@@ -7,13 +7,17 @@ text or what went wrong. The process ends itself where a rendering takes too lon
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
 import signal
 import struct
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
+
+from server.text import light_transformers
 
 HEADER = struct.Struct("<I")
 # A template may raise what it was given.
@@ -40,12 +44,16 @@ def frame(said: Any) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
+@functools.cache
+def _templates() -> ModuleType:
+    return light_transformers.module("utils.chat_template_utils")
+
+
 def _render(template: str, messages: Any, tokens: dict[str, str], most: int) -> dict[str, Any]:
     import jinja2
-    from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        (text,), _ = render_jinja_template(
+        (text,), _ = _templates().render_jinja_template(
             conversations=[messages], chat_template=template, add_generation_prompt=True, **tokens
         )
     except jinja2.TemplateSyntaxError as error:
@@ -73,7 +81,7 @@ def main() -> None:
     # Lines that a library prints must not come between the frames.
     answers, questions = os.fdopen(os.dup(1), "wb", buffering=0), os.fdopen(0, "rb")
     os.dup2(2, 1)
-    import transformers.utils.chat_template_utils  # noqa: F401 (takes a second, which no request should wait for)
+    _templates()  # no request should wait for the import
 
     first = read_frame(questions)
     if first is None:

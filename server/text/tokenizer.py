@@ -6,11 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# This class reads tokenizer.json as it is. AutoTokenizer would read the model's config too, and for that
-# import torch, which costs the server process seconds and hundreds of megabytes.
-from transformers import PreTrainedTokenizerFast
-
 from server.errors import RefusedError
+from server.text import light_transformers
 from server.text.chat import ChatTemplate, Messages
 from server.text.chat_source import choose_template
 from server.text.decoding import Decoding
@@ -19,6 +16,10 @@ from server.text.encoder_texts import EncoderText, Input, encoder_texts
 from server.text.errors import TextError, check_unicode
 from server.text.special import SpecialAsText
 from server.text.token_text import TokenTexts
+
+# This class reads tokenizer.json as it is. AutoTokenizer would read the model's config too, and for that
+# import torch, which costs the server process seconds and hundreds of megabytes.
+PreTrainedTokenizerFast = light_transformers.module("tokenization_utils_tokenizers").PreTrainedTokenizerFast
 
 
 class Tokenizer(Decoding):
