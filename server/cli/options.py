@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import os
 import tomllib
@@ -208,10 +209,15 @@ def _annotation(name: str, field: FieldInfo, panel: str) -> Any:
 
 def _kind(name: str) -> Any:
     """A setting's type without ``None``, with its validators: as it is written in ``Settings``."""
-    kind = typing.get_type_hints(Settings, include_extras=True)[name]
+    kind = _kinds()[name]
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         (kind,) = (member for member in typing.get_args(kind) if member is not type(None))
     return kind
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    return typing.get_type_hints(Settings, include_extras=True)
 
 
 def _metavar(kind: Any) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.engine.build import build_engine
 from server.engine.core import EngineCore
-from server.engine.encoder_core import EncoderCore
 from server.engine.prepare import Report
 from server.messages import Ready
 from server.models.encoder_decoders.recognize import holds_encoder_decoder
 from server.models.encoders.recognize import holds_encoder
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.engine.encoder_core import EncoderCore
 
 
 def start_engine(

@@ -4,68 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tracemalloc
-import weakref
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 
-import numpy as np
 import pytest
-import tritonclient.grpc as sync_triton
 import tritonclient.grpc.aio as triton
-from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
-from tritonclient.utils import InferenceServerException
 
-from server.protocols.kserve_request import KserveRequest
-from server.protocols.kserve_stream import side_by_side
-from server.settings import Settings
-from tests.api.conftest import INVALID, until
+from tests.api.conftest import until
+from tests.api.kserve import client, inputs, refusal, settings, stream, tensor, words
 
-
-@pytest.fixture
-def settings():
-    return Settings(max_running=4, max_queue=4, max_n=4, max_stop_strings=3, protocols="kserve")
-
-
-@pytest.fixture
-async def client(running):
-    async with triton.InferenceServerClient(f"127.0.0.1:{running.port}") as client:
-        yield client
-
-
-def tensor(name: str, value: str | bool) -> sync_triton.InferInput:
-    kind, element = ("BOOL", value) if isinstance(value, bool) else ("BYTES", value.encode())
-    made = triton.InferInput(name, [1], kind)
-    made.set_data_from_numpy(np.array([element], dtype=bool if kind == "BOOL" else object))
-    return made
-
-
-def inputs(text: str = "hello", parameters: dict | None = None, **others: str | bool) -> list:
-    given = {"max_tokens": 5, "seed": 0, **(parameters or {})}
-    values = {"text_input": text, "sampling_parameters": json.dumps(given), **others}
-    return [tensor(name, value) for name, value in values.items()]
-
-
-def words(result, name: str = "text_output") -> list[str]:
-    return [value.decode() for value in result.as_numpy(name)]
-
-
-async def stream(client, *asked: dict) -> list:
-    async def requests() -> AsyncIterator[dict]:
-        for one in asked:
-            yield {"model_name": "fake", **one}
-
-    return [answer async for answer in client.stream_infer(requests())]
-
-
-async def refusal(call) -> InferenceServerException:
-    with pytest.raises(InferenceServerException) as caught:
-        await call
-    return caught.value
+__all__ = ["client", "settings"]
 
 
 async def test_health_and_metadata(running, client):
@@ -185,50 +135,6 @@ async def test_more_than_the_server_takes(running, client):
     assert [error async for _, error in answers] == [None] * 8
 
 
-@pytest.mark.parametrize(
-    ("parameters", "sentence"),
-    [
-        (
-            {"best_of": 2},
-            "sampling_parameters: has 'best_of', which is no parameter here; those are temperature",
-        ),
-        ({"temperature": "hot"}, "sampling_parameters: .* temperature"),
-        ({"temperature": -1}, "sampling.temperature: is -1"),
-        ({"max_tokens": 2.5}, "sampling_parameters: .* max_tokens"),
-        ({"stop": ["a"] * 4}, "stop.stop_strings: has 4"),
-    ],
-)
-async def test_parameters_are_checked(running, client, parameters, sentence):
-    with pytest.raises(InferenceServerException, match=sentence):
-        await client.infer("fake", inputs(parameters=parameters))
-    assert not running.engine.submitted
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            b"[" * 60_000,
-            b'{"a":' * 10_000,
-            b"null",
-            b"{",
-            b'{"stop":"\xff"}',
-            b'{"stop":["\\ud800"]}',
-            b" " * 70_000,
-        ),
-        *(b'{"temperature":"nan"}', b'{"temperature":1e39}', b'{"seed":1e400}', b'{"logit_bias":{"-1":2}}'),
-    ],
-    ids=lambda text: text[:12].decode("latin1"),
-)
-async def test_hostile_parameters_are_refused(running, text):
-    request = with_input(**GOOD)
-    tensor = request.inputs.add(name="sampling_parameters", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(text)
-    with pytest.raises(aio.AioRpcError) as caught:
-        await pb_grpc.GRPCInferenceServiceStub(running.channel).ModelInfer(request)
-    assert caught.value.code() is INVALID
-
-
 async def test_parameters_of_the_request_as_triton_s_example_sends_them(running, client):
     """As texts, in the tensor and beside it."""
     both = {"temperature": "0.1", "top_p": "0.95", "max_tokens": "3"}
@@ -250,106 +156,6 @@ async def test_the_prompt_comes_first_where_it_is_not_excluded(running, client):
     wanted = [triton.InferRequestedOutput("finish_reason")]
     only = await client.infer("fake", inputs(), outputs=wanted)
     assert only.as_numpy("text_output") is None
-
-
-def with_input(**fields) -> pb.ModelInferRequest:
-    request = pb.ModelInferRequest(model_name="fake")
-    request.inputs.add(**{"name": "text_input", "datatype": "BYTES", "shape": [1], **fields})
-    return request
-
-
-def parameter() -> pb.InferParameter:
-    return pb.InferParameter(string_param="x")
-
-
-GOOD = {"contents": {"bytes_contents": [b"hi"]}}
-WRONG = {
-    "inputs: has no text_input": pb.ModelInferRequest(model_name="fake"),
-    r"inputs\[0\].name: is named 'image'": with_input(**GOOD, name="image"),
-    r"inputs\[0\].datatype: is 'INT8'": with_input(**GOOD, datatype="INT8"),
-    r"inputs\[0\].shape: is \[2\]": with_input(**GOOD, shape=[2]),
-    r"inputs\[0\].parameters: has 'shared_memory_region'": with_input(
-        **GOOD, parameters={"shared_memory_region": parameter()}
-    ),
-    r"inputs\[0\]: text_input does not have exactly one element": with_input(),
-    "text_input: is not UTF-8": with_input(contents={"bytes_contents": [b"\xff"]}),
-    "raw_input_contents: has 2 entries": pb.ModelInferRequest(
-        model_name="fake", inputs=with_input().inputs, raw_input_contents=[b"", b""]
-    ),
-    r"inputs\[0\]: text_input does not": pb.ModelInferRequest(
-        model_name="fake", inputs=with_input().inputs, raw_input_contents=[b"\x09\0\0\0hi"]
-    ),
-    r"outputs\[0\].name: is named 'logprobs'": pb.ModelInferRequest(
-        model_name="fake", inputs=with_input(**GOOD).inputs, outputs=[{"name": "logprobs"}]
-    ),
-    r"outputs\[0\].parameters: has 'classification'": pb.ModelInferRequest(
-        model_name="fake",
-        inputs=with_input(**GOOD).inputs,
-        outputs=[{"name": "text_output", "parameters": {"classification": parameter()}}],
-    ),
-    "shape: is of 100000 dimensions": with_input(**{**GOOD, "shape": [1, 2] * 50_000}),
-    "id: has 1025 characters": pb.ModelInferRequest(
-        model_name="fake", id="x" * 1025, inputs=with_input(**GOOD).inputs
-    ),
-    "model_version: is '2'": pb.ModelInferRequest(
-        model_name="fake", model_version="2", inputs=with_input(**GOOD).inputs
-    ),
-}
-
-
-@pytest.mark.parametrize("sentence", WRONG)
-async def test_what_it_cannot_do_is_refused_by_name(running, sentence):
-    with pytest.raises(aio.AioRpcError, match=f"^[^|]*{sentence}"):
-        await pb_grpc.GRPCInferenceServiceStub(running.channel).ModelInfer(WRONG[sentence])
-    assert not running.engine.submitted
-
-
-async def test_a_unary_call_does_not_stream(running, client):
-    assert "ModelStreamInfer streams" in str(await refusal(client.infer("fake", inputs(stream=True))))
-
-
-async def test_a_request_for_many_samples_makes_none_before_it_is_checked():
-    async def events():
-        raise ValueError("n is refused")
-        yield
-
-    asked = KserveRequest(with_input(**GOOD), streams=False)
-    asked.own.n = 100_000
-    tracemalloc.start()
-    with pytest.raises(ValueError, match="refused"):
-        await anext(asked.responses(events(), "fake"))
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert most < 100_000
-
-
-async def test_refused_requests_of_a_stream_that_is_not_read_are_not_kept(running):
-    """Their bytes could fill the memory: 64 of each stream wait for the client to read why."""
-
-    class Request:
-        pass
-
-    asked = [Request() for _ in range(8)]
-    kept = weakref.WeakSet(asked)
-
-    async def requests():
-        while asked:
-            yield asked.pop()
-
-    async def refuse(request):
-        del request
-        for _ in range(4):
-            yield "refused"
-
-    async with aclosing(side_by_side(requests(), refuse)) as answers:
-        await anext(answers)
-        await until(lambda: len(kept) <= 1)  # the one read last
-
-
-async def test_what_it_lacks_is_unimplemented_with_a_sentence(running, client):
-    error = await refusal(client.get_inference_statistics("fake"))
-    assert error.status() == "StatusCode.UNIMPLEMENTED"
-    assert "docs/protocols.md" in error.message()
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerCache, LayerSpec, PagedCache
 from attention.kernels.base import Kernel, Kind
+from attention.patterns import blocks
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.bigbird import BigBird
 from attention.patterns.blocks import KnownRows
@@ -237,6 +239,17 @@ def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tenso
             near = at > positions[:, None, None] - layer.window
             selected, defined = selected & near, defined & near
         yield selected, defined
+
+
+def rows_selected(case: Case, pattern: ContentPattern, block_bytes: int) -> int:
+    """How many rows select, as they are defined to, a block of so many bytes at a time."""
+    rows = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_BYTES", block_bytes)
+        for selected, defined in selection(case, pattern):
+            assert torch.equal(selected, defined)
+            rows += len(selected)
+    return rows
 
 
 @st.composite

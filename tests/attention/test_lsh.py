@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
 from attention.kernels.reference import Reference
-from attention.patterns import blocks
 from attention.patterns.full import Full
 from attention.patterns.lsh import Lsh
 from attention.patterns.sparse import from_options
-from tests.attention.cases import attend, by_definition, layers, make_case, selection, sequences, update
+from tests.attention.cases import attend, by_definition, layers, make_case, rows_selected, sequences, update
 
 lshs = st.builds(
     Lsh,
@@ -83,13 +82,7 @@ def test_selection_is_the_rule(layer, length, pattern, seed):
 )
 def test_select_equals_selection(layer, shapes, page_size, pattern, seed, dtype, block_bytes):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_BYTES", block_bytes)
-        rows = 0
-        for selected, defined in selection(case, pattern):
-            assert torch.equal(selected, defined)
-            rows += len(selected)
-    assert rows == len(case.query)
+    assert rows_selected(case, pattern, block_bytes) == len(case.query)
 
 
 @settings(max_examples=20, deadline=None)

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec, PagedCache, resolve
-from attention.patterns import blocks
 from attention.patterns.oracle import Oracle
 from attention.patterns.sparse import from_options
 from attention.patterns.topk import TopK
-from tests.attention.cases import budgeted, layers, make_case, selection, sequences
+from tests.attention.cases import budgeted, layers, make_case, rows_selected, sequences
 
 oracles = budgeted(Oracle)
 page_sizes = st.integers(1, 9)
@@ -84,13 +83,7 @@ def test_selection_is_the_rule(layer, length, page_size, pattern, seed, tied):
 def test_select_equals_selection(layer, shapes, page_size, pattern, seed, dtype, block_bytes):
     lens = [length // 2 for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype, prompt_lens=lens)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_BYTES", block_bytes)
-        rows = 0
-        for selected, defined in selection(case, pattern):
-            assert torch.equal(selected, defined)
-            rows += len(selected)
-    assert rows == len(case.batch.visible.selecting(pattern))
+    assert rows_selected(case, pattern, block_bytes) == len(case.batch.visible.selecting(pattern))
 
 
 @settings(max_examples=25, deadline=None)

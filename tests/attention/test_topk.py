@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
 from attention.kernels.base import spans_within
 from attention.kernels.reference import Reference
-from attention.patterns import blocks
 from attention.patterns.full import Full
 from attention.patterns.oracle import Oracle
 from attention.patterns.sparse import from_options
@@ -22,7 +21,7 @@ from tests.attention.cases import (
     known,
     layers,
     make_case,
-    selection,
+    rows_selected,
     sequences,
     update,
 )
@@ -106,13 +105,7 @@ def test_select_equals_selection(layer, shapes, page_size, pattern, seed, tied, 
     )
     if tied:
         ties(case)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_BYTES", block_bytes)
-        rows = 0
-        for selected, defined in selection(case, pattern):
-            assert torch.equal(selected, defined)
-            rows += len(selected)
-    assert rows == len(case.batch.visible.selecting(pattern))
+    assert rows_selected(case, pattern, block_bytes) == len(case.batch.visible.selecting(pattern))
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,33 +12,31 @@ from typing import Any
 
 import pytest
 
-import longspan
+from longspan import DEFAULT_HOST, DEFAULT_PORT
 from longspan.reading import prompts
 from server.cli import shared
 from server.cli.read import _excerpt
+from tests.command import longspan
 from tests.scripted import Running
 
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
 
 
-def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([LONGSPAN, *arguments], capture_output=True, text=True, timeout=60, **options)
-
-
 def generate(server: Running, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return run("generate", *arguments, "--port", str(server.port), **options)
+    return longspan("generate", *arguments, "--port", str(server.port), **options)
 
 
 def test_the_defaults_are_the_clients() -> None:
     from server.settings import Settings
 
     fields = Settings.model_fields
-    assert shared.DEFAULT_HOST == longspan.DEFAULT_HOST == fields["host"].default
-    assert shared.DEFAULT_PORT == longspan.DEFAULT_PORT == fields["port"].default
+    assert shared.DEFAULT_HOST == DEFAULT_HOST == fields["host"].default
+    assert shared.DEFAULT_PORT == DEFAULT_PORT == fields["port"].default
 
 
 def test_generate_prints_the_text_and_nothing_else(server: Running) -> None:
-    done = generate(server, "[bold]x[/bold]\n\\")
+    command = [LONGSPAN, "generate", "[bold]x[/bold]\n\\", "--port", str(server.port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("\\\n]dlob/[x]dlob[", "", 0)
 
 
@@ -154,7 +152,7 @@ def test_errors_are_sentences_with_the_fields_at_fault(server: Running) -> None:
 
 def test_no_server_answers() -> None:
     for command in (["generate", "hi"], ["health"]):
-        done = run(*command, "--port", "1")
+        done = longspan(*command, "--port", "1")
         assert done.returncode == 1
         assert done.stderr.startswith("longspan: No server answers at 127.0.0.1:1 ")
         assert "Traceback" not in done.stderr
@@ -203,12 +201,12 @@ def test_a_closed_pipe_cancels_on_the_server(server: Running) -> None:
 
 
 def test_health(server: Running) -> None:
-    assert run("health", "--port", str(server.port)).returncode == 0
+    assert longspan("health", "--port", str(server.port)).returncode == 0
     server.set_ready(False)
-    done = run("health", "--port", str(server.port))
+    done = longspan("health", "--port", str(server.port))
     assert done.returncode == 1
     assert "up but not ready" in done.stderr
-    done = run("health", "--wait", "--timeout", "0.5", "--port", str(server.port))
+    done = longspan("health", "--wait", "--timeout", "0.5", "--port", str(server.port))
     assert done.returncode == 1
     assert "Not ready within 0.5 s" in done.stderr
     waiting = [LONGSPAN, "health", "--wait", "--timeout", "30", "--port", str(server.port)]
@@ -220,8 +218,7 @@ def test_health(server: Running) -> None:
 
 
 def test_address_from_the_environment(server: Running) -> None:
-    environment = os.environ | {"LONGSPAN_PORT": str(server.port)}
-    assert run("health", env=environment).returncode == 0
+    assert longspan("health", environment={"LONGSPAN_PORT": str(server.port)}).returncode == 0
 
 
 def test_read_refuses_what_it_cannot_do(server: Running, tmp_path: Path) -> None:
@@ -233,22 +230,22 @@ def test_read_refuses_what_it_cannot_do(server: Running, tmp_path: Path) -> None
         ([str(file), "--top", "3"], 2, "--top needs --method extractive"),
         ([str(file), "--model", "gpt-9"], 1, "no such model"),
     ):
-        done = run("read", *words, "--port", str(server.port))
+        done = longspan("read", *words, "--port", str(server.port))
         assert (done.returncode, done.stdout) == (code, "")
         assert sentence in done.stderr
-    done = run("read", "-", "--port", str(server.port), input="\n")
+    done = longspan("read", "-", "--port", str(server.port), input="\n")
     assert (done.returncode, done.stderr) == (2, "longspan: -: has no text; give a document that has\n")
 
 
 def test_read_says_when_no_passage_answers(server: Running) -> None:
     said = prompts.NOTHING[::-1]  # the server answers backwards
-    done = run("read", "-", "--question", said, "--port", str(server.port), input="Text.\n")
+    done = longspan("read", "-", "--question", said, "--port", str(server.port), input="Text.\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "longspan: no passage tells an answer to the question\n"
 
 
 def test_read_says_when_nothing_supports_the_answer(server: Running) -> None:
-    done = run("read", "-", "--question", "Why?", "--port", str(server.port), input="Text.\n")
+    done = longspan("read", "-", "--question", "Why?", "--port", str(server.port), input="Text.\n")
     assert done.returncode == 0
     assert done.stdout.startswith(":rewsnA")
     assert done.stderr == (
@@ -279,7 +276,7 @@ def test_ctrl_c_ends_a_reading_on_the_server(server: Running, tmp_path: Path) ->
     ],
 )
 def test_mistakes_are_told_with_what_to_do(arguments: list[str], told: str) -> None:
-    done = run(*arguments)
+    done = longspan(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in " ".join(done.stderr.split())
 
@@ -289,7 +286,9 @@ def test_small_passages_need_no_other_overlap_and_excerpts_no_terminal(
 ) -> None:
     file = tmp_path / "a.txt"
     file.write_text("He wrote it.")
-    done = run("read", str(file), "--question", "Who?", "--passage-tokens", "100", "--port", str(server.port))
+    done = longspan(
+        "read", str(file), "--question", "Who?", "--passage-tokens", "100", "--port", str(server.port)
+    )
     assert done.returncode == 0, done.stderr
     assert _excerpt("He wrote \x1b[2Jit.", "he wrote") == "He wrote  [2Jit."
     long = _excerpt("word " * 200 + "He wrote it. " + "word " * 200, "he wrote it")
@@ -298,6 +297,6 @@ def test_small_passages_need_no_other_overlap_and_excerpts_no_terminal(
 
 
 def test_a_document_without_an_end_is_refused(server: Running) -> None:
-    done = run("read", "/dev/zero", "--port", str(server.port))
+    done = longspan("read", "/dev/zero", "--port", str(server.port))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "longspan: /dev/zero has more than 256 MiB; read it in parts\n"

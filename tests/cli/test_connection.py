@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -16,9 +12,8 @@ import typer
 from loadtest.cli.application import application
 from server.cli.connection import NAMES, VARIABLES
 from tests.authority import Authority
+from tests.command import longspan
 from tests.scripted import Running, serving
-
-LONGSPAN = str(Path(sys.executable).parent / "longspan")
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +29,10 @@ def secure(authority: Authority) -> Iterator[Running]:
         yield running
 
 
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    return subprocess.run(
-        [LONGSPAN, *arguments], capture_output=True, text=True, timeout=60, env=environment | variables
-    )
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_every_command_of_a_server_has_the_same_options() -> None:
@@ -61,11 +55,11 @@ def test_flags_and_variables(secure: Running, authority: Authority) -> None:
     flags = ("--tls", "--ca", str(authority.root), "--token", "mine")
     variables = {"LONGSPAN_CA": str(authority.root), "LONGSPAN_TOKEN": "mine"}
     for given, environment in ((flags, {}), ((), variables)):
-        done = run("generate", "abc", *place, *given, **environment)
+        done = longspan("generate", "abc", *place, *given, environment=environment)
         assert (done.returncode, done.stdout) == (0, "cba"), done.stderr
         assert secure.service.metadata.pop("authorization") == "Bearer mine"
-    assert run("health", *place, **variables).returncode == 0
-    done = run("health", *place)
+    assert longspan("health", *place, environment=variables).returncode == 0
+    done = longspan("health", *place)
     assert done.returncode == 1
     assert "it may want TLS" in done.stderr
 
@@ -78,7 +72,7 @@ def test_mistakes_are_sentences(command: tuple[str, ...]) -> None:
         (("--cert", "c.pem"), "give both (--cert, --key)"),
         (("--host", "localhost:50051"), "host localhost and port 50051 (--host, --port)"),
     ):
-        done = run(*command, *arguments)
+        done = longspan(*command, *arguments)
         assert done.returncode == 2
         assert sentence in done.stderr
         assert "secret" not in done.stderr

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from loadtest.cli.application import application
 from server.cli.options import command
+from tests.command import longspan
 
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
 
@@ -68,12 +69,8 @@ def test_summaries_of_commands_are_whole(words: str) -> None:
 
 
 def completed(line: str, word: int) -> list[str]:
-    environment = os.environ | {
-        "_LONGSPAN_COMPLETE": "complete_bash",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(word),
-    }
-    done = subprocess.run([LONGSPAN], capture_output=True, text=True, timeout=60, env=environment)
+    environment = {"_LONGSPAN_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(word)}
+    done = longspan(environment=environment)
     assert done.stderr == ""
     return done.stdout.split()
 

@@ -169,20 +169,30 @@ def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
     assert not any(engine.is_running() for engine in started)
 
 
-COMMANDS = ([sys.executable, "-m", "server.cli"], [str(Path(sys.executable).parent / "longspan")])
+COMMANDS = {
+    "python -m server.cli": [sys.executable, "-m", "server.cli"],
+    "longspan": [str(Path(sys.executable).parent / "longspan")],
+}
+MOMENTS = (0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 # Files of a traceback; that of the entry point has a few instructions before Ctrl-C is handled.
 OURS = re.compile(r'File ".*/(attention|loadtest|longspan|server)/(?!cli/(__main__|early)\.py)')
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=["python -m server.cli", "longspan"])
-@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("command", "seconds"),
+    [
+        pytest.param(name, seconds, marks=[pytest.mark.stress] if (number + place) % 2 else [])
+        for number, name in enumerate(COMMANDS)
+        for place, seconds in enumerate(MOMENTS)
+    ],
+)
 def test_ctrl_c_before_it_is_ready_ends_it_quietly(
-    command: list[str], seconds: float, tmp_path: Path, tiny: Path
+    command: str, seconds: float, tmp_path: Path, tiny: Path
 ) -> None:
     # Weights that are packed anew, so that after a second no machine is ready.
     arguments = ["--model", str(tiny), "--weights", "int8", "--cache-dir", str(tmp_path), "--threads", "1"]
     with subprocess.Popen(
-        [*command, "serve", "--port", "0", "--metrics-port", "0", *arguments],
+        [*COMMANDS[command], "serve", "--port", "0", "--metrics-port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -23,21 +23,6 @@ LIMIT = 2.0
 NOTICED = LIMIT + 20.0
 
 
-@pytest.fixture
-def started(tiny_packed):
-    """Starts servers of the tiny model and ends those that the test has not."""
-    servers = []
-
-    def start(*arguments):
-        servers.append(Server(*tiny_packed, *arguments))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        if server.process.poll() is None:
-            server.stop()
-
-
 def begin_stream(server):
     """An endless stream that has begun, and will tell how and when it failed."""
     begun = threading.Event()
@@ -135,17 +120,6 @@ def test_a_pause_is_no_hung_engine_but_one_that_hangs_idle_is_noticed(started):
         assert time.monotonic() - asked <= NOTICED
     assert server.process.wait(60) == 1
     assert "the engine died (the engine has not read its messages for" in server.log
-
-
-def test_an_engine_that_dies_again_and_again_is_given_up(started):
-    server = started("--on-engine-failure", "restart", "--restart-limit", "1")
-    with server.client() as client:
-        os.kill(server.engine_pid, signal.SIGKILL)
-        wait_until(lambda: restarts(server, "died") == 1)
-        client.wait_until_ready(timeout=120)
-        os.kill(server.engine_pid, signal.SIGKILL)
-        assert server.process.wait(60) == 1
-    assert "the engine failed 2 times within 600 s of serving, the last time with this reason: " in server.log
 
 
 def test_a_hung_engine_ends_with_its_server(started):

@@ -25,19 +25,30 @@ def access(tmp_path_factory):
     return make_access(tmp_path_factory.mktemp("access"))
 
 
-@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.stress)])
-def replicas(request, tiny_packed, access):
-    """Two servers of the tiny model, or four."""
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.stress)])
+def started(request, tiny_packed, access):
+    """Has so many servers of the tiny model run: called again, it starts others for those that have ended."""
     options = (*tiny_packed, *access.serve, "--max-running", "32")
-    servers = [Server(*options, wait=False) for _ in range(request.param)]
-    try:
-        for server in servers:
+    servers = []
+
+    def all_running():
+        servers[:] = [server for server in servers if server.process.poll() is None]
+        new = [Server(*options, wait=False) for _ in range(request.param - len(servers))]
+        servers[:0] = new
+        for server in new:
             server.wait_ready()
-        yield servers
-    finally:
-        for server in servers:
-            if server.process.poll() is None:
-                server.stop()
+        return list(servers)
+
+    yield all_running
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture
+def replicas(started):
+    """Two servers, or four, of which a test may end some."""
+    return started()
 
 
 def by_turns(config):

@@ -10,10 +10,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from google.rpc.error_details_pb2 import BadRequest
 
 from longspan import InvalidRequestError, PreconditionError
 from longspan.v1 import inference_pb2
 from server.api.encoder_inputs import tokens_of
+from server.api.errors import ServiceError
 from server.api.state import Served
 from server.encoder_messages import Encode, Task
 from server.engine.encoder_build import build_encoder
@@ -133,15 +135,21 @@ def test_six_long_texts_take_no_more_memory_than_one(folder):
     subprocess.run([sys.executable, "-c", _MEMORY, folder / "tokenizer.json"], check=True)
 
 
+def built(folder):
+    """An engine of the model, and what the server process knows of it."""
+    core, ready = build_encoder(Settings(threads=1), folder, lambda stage, fraction: None)
+    return core, Served("bert", "", Tokenizer(folder), None, ready, None)
+
+
 def test_token_types_that_the_model_lacks_are_refused(tmp_path):
     folder = save_encoder("bert", tmp_path, "SequenceClassification", num_labels=2, type_vocab_size=1)
-    with Server("--model", folder, "--threads", "1") as server, server.client() as client:
-        with pytest.raises(
-            InvalidRequestError, match=r"the model.s go from 0 to 0; send both texts as one"
-        ) as caught:
-            client.score(["a", ("a", "b")])
-        assert caught.value.violations[0].field == "inputs[1]"
-        assert len(client.score(["a", "b"]).scores) == 2
+    _, served = built(folder)
+    with pytest.raises(ServiceError, match=r"the model.s go from 0 to 0; send both texts as one") as caught:
+        tokens_of(["a", ("a", "b")], "inputs", served, truncate=False)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    (found,) = (detail for detail in caught.value.details if isinstance(detail, BadRequest))
+    assert found.field_violations[0].field == "inputs[1]"
+    assert len(tokens_of(["a", "b"], "inputs", served, truncate=False)) == 2
 
 
 def test_token_types_that_are_not_meant_are_left_out(tmp_path):
@@ -150,8 +158,7 @@ def test_token_types_that_are_not_meant_are_left_out(tmp_path):
     with torch.no_grad():
         own = transformers.AutoTokenizer.from_pretrained(folder)("a", "b", return_tensors="pt")
         logits = model(**own).logits[0]
-    core, ready = build_encoder(Settings(threads=1), folder, lambda stage, fraction: None)
-    served = Served("bert", "", Tokenizer(folder), None, ready, None)
+    core, served = built(folder)
     (text,) = tokens_of([("a", "b")], "inputs", served, truncate=False)
     core.submit(Encode(id=1, task=Task.SCORE, turn=0, tokens=text.tokens, types=text.types))
     (output,) = core.step().sequences

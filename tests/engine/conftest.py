@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
+import transformers
 
 from server.engine.ipc.pulse import Pulse, open_memory
 from tests.engine.harness import load
@@ -11,8 +13,21 @@ from tests.models_zoo import save_tiny
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return load(save_tiny("llama", tmp_path_factory.mktemp("engine") / "llama"))
+def llama_folder(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("engine") / "llama")
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder):
+    return load(llama_folder)
+
+
+@pytest.fixture(scope="module")
+def own(llama_folder):
+    """The same by transformers itself."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        llama_folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 @pytest.fixture

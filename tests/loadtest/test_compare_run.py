@@ -18,6 +18,7 @@ from loadtest.compare.plan import Asked, PlanError, budget, make_plan
 from loadtest.compare.presets import QUICK, WHOLE
 from loadtest.compare.types import Outcome
 from loadtest.deployment import FULL
+from tests.command import longspan
 from tests.loadtest.synthetic import Sizes, draw
 from tests.models_zoo import save_tiny
 
@@ -240,10 +241,11 @@ def test_a_variant_that_fails_is_named_and_the_same_command_goes_on_until_ctrl_c
         (["--show", "c.json", "--margin", "score=2"], "a number between 0 and 1"),
     ],
 )
-def test_options_are_refused_before_anything_starts(tmp_path, options, sentence):
+def test_options_are_refused_before_anything_starts(tmp_path, monkeypatch, options, sentence):
     drawn = draw(1, Sizes(blocks=6, contexts=2, turns=3, rounds=2))
     document.save(drawn, tmp_path / "c.json")
-    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = longspan("compare", *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
     assert "starting" not in done.stderr
@@ -253,9 +255,7 @@ def test_a_result_is_judged_by_other_margins(tmp_path):
     document.save(draw(1, Sizes()), tmp_path / "c.json")
 
     def shown(*more):
-        done = subprocess.run(
-            [*COMMAND, "--show", str(tmp_path / "c.json"), *more], capture_output=True, text=True
-        )
+        done = longspan("compare", "--show", str(tmp_path / "c.json"), *more)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

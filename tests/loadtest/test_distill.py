@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from loadtest.direct.distill.student import make_student
 from loadtest.direct.distill.train import distillation_loss
 from loadtest.direct.distill.types import Acceptance, Distillation, Recipe, Row, Served
 from loadtest.measuring.types import Interval
+from tests.command import longspan
 from tests.models_zoo import save_tiny
 
 
@@ -219,18 +218,7 @@ def test_a_folder_with_something_else_is_left_alone(recipe: Recipe, tmp_path: Pa
 def test_the_command_refuses_before_anything_is_loaded(
     tmp_path: Path, options: list[str], sentence: str
 ) -> None:
-    line = [
-        sys.executable,
-        "-m",
-        "loadtest.cli",
-        "distill",
-        "--text",
-        "a",
-        "--out",
-        str(tmp_path),
-        *options,
-    ]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    done = longspan("distill", "--text", "a", "--out", str(tmp_path), *options)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"longspan: {sentence}\n")
 
 

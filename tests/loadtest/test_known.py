@@ -2,10 +2,7 @@
 
 import io
 import math
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -19,6 +16,7 @@ from loadtest.compare.types import Comparison
 from loadtest.deployment import FULL
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import Measurement
+from tests.command import longspan
 
 BLOCKS, ROUNDS, NEEDLES = 8, 7, 10
 NATS = {SINKS.name: 0.04, BARE.name: 0.5, SELECTION.name: 0.03}
@@ -240,17 +238,12 @@ def test_a_fixed_preset_can_not_be_changed(option, value):
         make_plan(Asked(preset=KNOWN, **{option: value}))
 
 
-def longspan(*arguments):
-    command = [str(Path(sys.executable).parent / "longspan"), "compare", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
 @pytest.mark.parametrize("bytes_", [540 * 22_500.0, 4096 * 22_500.0])
 def test_the_command_ends_with_1_where_a_figure_is_not_as_known(tmp_path, bytes_):
     found = as_known()
     found.memory = changed(found.memory, SINKS.name, 4096, bytes=bytes_)
     document.save(found, tmp_path / "known.json")
-    done = longspan("--preset", "known", "--show", str(tmp_path / "known.json"))
+    done = longspan("compare", "--preset", "known", "--show", str(tmp_path / "known.json"))
     assert done.returncode == int(bytes_ > 600 * 22_500.0), done.stderr
     assert ("FAIL" in done.stdout) is (done.returncode == 1)
     assert "What is known of the default model" in done.stdout
@@ -265,6 +258,6 @@ def test_the_command_ends_with_1_where_a_figure_is_not_as_known(tmp_path, bytes_
     ],
 )
 def test_presets_that_make_no_sense_are_refused(arguments, sentence):
-    done = longspan(*arguments)
+    done = longspan("compare", *arguments)
     assert done.returncode == 2
     assert sentence in " ".join(done.stderr.split())

@@ -33,6 +33,7 @@ from loadtest.measuring.types import Load
 from loadtest.servers import NotStartedError, serve
 from loadtest.tasks import own
 from longspan import Client, DeadlineError
+from tests.command import longspan
 
 pytestmark = pytest.mark.long
 
@@ -112,16 +113,11 @@ def test_a_compare_that_could_not_be_kept_is_refused_before_a_server_starts(tmp_
         (["--json", str(tmp_path / "no" / "c.json"), "--html", str(tmp_path)], "there is no folder"),
         (["--json", str(damaged)], "can't be read"),
     ):
-        run = subprocess.run(
-            [*LONGSPAN, "compare", "--model", "/nowhere", *options],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert run.returncode == 2, run.stderr
-        assert sentence in run.stderr
-        assert "nowhere" not in run.stderr
-        assert "Traceback" not in run.stderr
+        done = longspan("compare", "--model", "/nowhere", *options)
+        assert done.returncode == 2, done.stderr
+        assert sentence in done.stderr
+        assert "nowhere" not in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_server_that_does_not_start_is_quoted_without_its_log(arguments):

@@ -266,10 +266,10 @@ def test_an_engine_from_disk_gives_the_same_tokens(start, tmp_path):
 
 
 _ENGINE = """
-import re, sys
+import os, re, sys
 from pathlib import Path
 import torch
-from server.engine.build import build_engine
+from server.engine.start import start_engine
 from server.messages import Sampling, Submit
 from server.settings import Settings
 
@@ -277,7 +277,8 @@ def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 
 before = peak()
-core, ready = build_engine(Settings(), Path(sys.argv[1]), lambda *_: None)
+folder = Path(sys.argv[1])
+core, ready = start_engine(Settings(), folder, lambda *_: None, os.pipe()[0], folder)
 started = peak()
 prompt = [7 * n % ready.vocabulary_size for n in range(900)]
 core.submit(Submit(id=1, prompt=prompt, sampling=Sampling(temperature=0.0), max_tokens=2))

@@ -30,7 +30,7 @@ async def test_three_times_as_many_as_it_takes(model):
     with Server(*model, "--max-running", "4", "--max-queue", "4") as server:
         found = await overloaded(server, places=8, seconds=SECONDS)
         print(found)
-        assert found.answers > 100
+        assert len(found.answers) > 100
         assert len(found.refused) > 100
         assert p99(found.own) <= REFUSED_SECONDS, found
         server.wait_idle()
