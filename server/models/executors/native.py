@@ -79,8 +79,9 @@ class NativeExecutor(Executor):
         hidden = model.embedding(step.ids)
         with lengths_of(self.rope, step):
             angles = model.rotary.at(batch.device.positions)
-        heads, attended = model.decoder.place(hidden, angles, self._attention.given(batch))
-        self._attention.prepare(batch, heads.queries, heads.keys, heads.values, attended)
+        given = self._attention.given(batch)
+        heads, attended = model.decoder.place(hidden, angles, given)
+        self._attention.prepare(batch, given, heads.queries, heads.keys, heads.values, attended)
         return hidden
 
 
