@@ -8,7 +8,7 @@ pages, and any kernel computes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from attention.backends import Attention, UnsupportedError
 from attention.batch import AttentionBatch
 from attention.cache import PagedCache
+from attention.forward import LayerCall
 from attention.kernels.step_plans import StepPlans
 from attention.relative_bias import RelativeBias
 from attention.roles import Roles
@@ -39,16 +40,9 @@ class SourceWriter:
     def __init__(self, attention: Attention, cache: PagedCache, roles: Roles, slots: torch.Tensor) -> None:
         self._attention, self._cache, self._roles, self._slots = attention, cache, roles, slots
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``."""
+        module, query, key, value, *_ = call
         if module in self._roles.cross:
             layer = self._cache.layers[module.layer_idx]
             self._attention.write(layer, self._slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
@@ -94,20 +88,13 @@ class DecoderStep:
             )
             self._cross.append((slice(first, first + len(part)), attention.plans(over)))
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``. In cross-attention ``key`` and ``value`` are not used.
 
         Raises:
             UnsupportedError: the model insists on a mask.
         """
+        module, query, key, value, mask, features = call
         if mask is not None:
             raise UnsupportedError("the model gives its attention a mask of its own")
         layer = self._roles.layers[module.layer_idx]

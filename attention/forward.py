@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -16,27 +16,31 @@ from attention.registry import UnsupportedError
 log = logging.getLogger("longspan.attention")
 
 
+class LayerCall(NamedTuple):
+    """One layer's call of attention.
+
+    Attributes:
+        module: the layer's attention module, with its ``layer_idx``.
+        query: ``[1, H, T, D]``, after RoPE.
+        key: ``[1, Hkv, T, D]``, after RoPE.
+        value: ``[1, Hkv, T, Dv]``.
+        mask: the one that the model prepared, or ``None``.
+        features: the other keyword arguments of the layer's call.
+    """
+
+    module: Any
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    features: Mapping[str, Any]
+
+
 class Attend(Protocol):
     """An object that a model's forward takes as ``longspan``."""
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """One layer's attention.
-
-        Args:
-            module: the layer's attention module, with its ``layer_idx``.
-            query: ``[1, H, T, D]``, after RoPE.
-            key: ``[1, Hkv, T, D]``, after RoPE.
-            value: ``[1, Hkv, T, Dv]``.
-            mask: the one that the model prepared, or ``None``.
-            features: the other keyword arguments of the layer's call.
 
         Returns:
             ``[1, T, H, Dv]``, contiguous: some layers view it otherwise.

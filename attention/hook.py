@@ -15,7 +15,7 @@ import torch
 from attention.backends import Attention, UnsupportedError
 from attention.batch import AttentionBatch
 from attention.cache import PagedCache
-from attention.forward import Attend, attending
+from attention.forward import Attend, LayerCall, attending
 from attention.kernels.step_plans import StepPlans
 from attention.layers import IMPLEMENTATION
 from attention.patterns.base import Pattern
@@ -62,20 +62,13 @@ class Step:
             return None
         return self.batch.host.positions < self.batch.host.row_prompt_lens
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``Attend.attend``.
 
         Raises:
             UnsupportedError: the model insists on a mask, which the paged cache cannot apply.
         """
+        module, query, key, value, mask, features = call
         if mask is not None:
             raise UnsupportedError(
                 "the model gives its attention a mask of its own; call it without attention_mask"
@@ -137,4 +130,4 @@ def _attend(
             f"{type(module).__name__} was called without the keyword argument longspan: call the model by "
             "attention.forward.forward"
         )
-    return longspan.attend(module, query, key, value, attention_mask, features), None
+    return longspan.attend(LayerCall(module, query, key, value, attention_mask, features)), None

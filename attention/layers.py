@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from attention.backends import UnsupportedError
-from attention.forward import forward
+from attention.forward import LayerCall, forward
 from attention.kernels.base import layer_ranges
 from attention.types import LayerSpec
 
@@ -136,16 +136,9 @@ class _Recorder:
         self.masked: list[LayerSpec] = []
         self.repeats = True
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``."""
+        module, query, key, value, mask, features = call
         layer = _spec(module, query, key, value, features)
         if layer.index in self.layers:
             raise UnsupportedError(f"layer {layer.index} calls attention more than once per forward")

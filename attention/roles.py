@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from attention.backends import UnsupportedError
-from attention.forward import attending_with
+from attention.forward import LayerCall, attending_with
 from attention.types import LayerSpec
 
 # Of the source and of the target; different, so that shapes tell what attends to what.
@@ -91,16 +90,9 @@ class _Recorder:
         }
         self.biased: set[Any] = set()
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``."""
+        module, query, key, value, mask, features = call
         if mask is not None:
             raise UnsupportedError("it gives its attention a mask of its own")
         lost = {name for name, value in features.items() if value is not None and value is not False}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from attention.forward import forward
+from attention.forward import LayerCall, forward
 from attention.kernels.base import layer_ranges
 from attention.registry import UnsupportedError
 from attention.types import LayerSpec
@@ -135,16 +135,9 @@ class _Recorder:
     def __init__(self) -> None:
         self.keys: dict[int, torch.Tensor] = {}
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``."""
+        module, query, key, value, *_ = call
         # The layer may reuse this memory.
         self.keys[module.layer_idx] = key[0].transpose(0, 1).clone()
         repeats = query.shape[1] // value.shape[1]

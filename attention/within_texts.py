@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from attention.forward import LayerCall
 from attention.registry import UnsupportedError
 
 # Tensors that change nothing: positions are in queries and keys already.
@@ -47,15 +48,7 @@ class WithinTexts:
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
         self._bias: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``.
 
         ``sliding_window`` w among the features: ``|i - j| < w``. ``position_bias`` ``[H, 2 N - 1]`` among
@@ -65,6 +58,7 @@ class WithinTexts:
         Raises:
             UnsupportedError: the model asks for something else beside, such as a mask.
         """
+        _, query, key, value, mask, features = call
         _check(mask, features, biased=not self._causal)
         _, heads, tokens, _ = query.shape
         output = query.new_empty(tokens, heads, value.shape[-1])

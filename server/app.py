@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from server.access.granted import Access, warn_of_open_metrics
 from server.api.health import HealthServicer
-from server.api.listen import Listener, Listening
+from server.api.listen import Listener, Listening, Parts
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import for_other_loops, in_thread, when_stdin_ends
@@ -144,11 +144,18 @@ class Server:
         if settings.otlp_endpoint is not None:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)
-        self._grpc = self.listens(
-            *(settings.host, settings.port, self.state, service),
-            *(self._health, GrpcMetrics(registry), access.callers, access.certificates),
+        parts = Parts(
+            host=settings.host,
+            port=settings.port,
+            state=self.state,
+            service=service,
+            health=self._health,
+            metrics=GrpcMetrics(registry),
+            callers=access.callers,
+            certificates=access.certificates,
             others=services(settings.protocols, service),
         )
+        self._grpc = self.listens(parts)
         await self._grpc.start()
         self.port = self._grpc.port
 
@@ -251,7 +258,7 @@ class Server:
 
     @property
     def draining(self) -> bool:
-        """Whether the server ends."""
+        """Whether the server ends, so that no other engine is to be started."""
         return self.state.phase == "draining"
 
     def engine_ready(self, engine: EngineClient) -> None:
@@ -269,7 +276,7 @@ class Server:
                 self._spare.keep()
 
     def engine_failed(self, reason: str) -> None:
-        """Refuses requests from now on."""
+        """Refuses requests from now on; ``reason`` is a sentence."""
         self.state.failure = reason
         if not self.draining:
             self.state.phase = "dead"
@@ -279,7 +286,7 @@ class Server:
             self.state.kv_log.clear()
 
     def engine_restarts(self, cause: str) -> None:
-        """Counts another start."""
+        """Counts another start; ``cause`` is ``died``, ``hung`` or ``not_ready``."""
         self._metrics.restarted(cause)
 
     async def _drain(self) -> None:

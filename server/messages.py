@@ -185,6 +185,8 @@ class Speculation(msgspec.Struct, array_like=True):
 class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     """The engine is ready; the model and its attention as they run, not as they were asked for.
 
+    Values that can be left out are those of an encoder, which has no KV cache.
+
     Attributes:
         architecture: the model's class in transformers.
         parameters: number of weights, tied ones counted once.
@@ -229,29 +231,29 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     vocabulary_size: int
     context_length: int
     dtype: str
-    kv_dtype: str
+    kv_dtype: str = "none"
     weights: str
     device: str
     attention_backend: str
     attention_pattern: str
     attention_kernel: str
     attention_reason: str
-    attention_options: dict[str, str]
-    page_size: int
-    kv_memory_share: float
+    attention_options: dict[str, str] = {}
+    page_size: int = 0
+    kv_memory_share: float = 0.0
     max_batch_tokens: int
     max_running: int
-    pages_total: int
-    pages_per_sequence: int
-    kv_bytes: int
+    pages_total: int = 0
+    pages_per_sequence: int = 0
+    kv_bytes: int = 0
     weight_bytes: int
     memory_total: int
     memory_used: int
-    measured: Measured | None
+    measured: Measured | None = None
     threads: int
     executor: str
     executor_reason: str
-    cuda_graphs: int
+    cuda_graphs: int = 0
     versions: dict[str, str]
     tasks: tuple[Task, ...] = (Task.GENERATE,)
     encoder: EncoderInfo | None = None

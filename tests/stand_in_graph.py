@@ -33,7 +33,7 @@ class StandInGraph:
         self.calls: list[Call] = []
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """See ``server.models.executors.graph.Graph.capture``."""
+        """See ``server.models.executors.graph.CudaGraph.capture``."""
         with _Operators(self.calls), pytest.MonkeyPatch.context() as patch:
             run = InterpretedFunction.run
 
@@ -49,7 +49,7 @@ class StandInGraph:
             return compute()
 
     def replay(self) -> None:
-        """See ``server.models.executors.graph.Graph.replay``."""
+        """See ``server.models.executors.graph.CudaGraph.replay``."""
         for call in self.calls:
             call()
 

@@ -82,11 +82,13 @@ class FlashAttn(Kernel[FlashPlan]):
         """See ``Kernel.forward``."""
         interface, query_dtype = plan.interface, query.dtype
         query, features = cast(query, cache.keys.dtype), plan.features
+        if interface.sinks is not None:
+            features = {**features, interface.sinks: sinks}
         if len(plan.parts) == 1:
-            return interface.attend(query, cache, plan.parts[0], sinks, features).to(query_dtype)
+            return interface.attend(query, cache, plan.parts[0], features).to(query_dtype)
         output = query.new_empty(query.shape)  # contiguous, which the query need not be
         for part in plan.parts:
-            output[part.rows] = interface.attend(query[part.rows], cache, part, sinks, features)
+            output[part.rows] = interface.attend(query[part.rows], cache, part, features)
         return output.to(query_dtype)
 
 

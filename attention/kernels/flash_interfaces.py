@@ -43,14 +43,14 @@ class Interface(ABC):
     Attributes:
         name: its common name.
         module: to import.
-        sinks: it takes learned sinks.
+        sinks: its argument for learned sinks, if it takes them.
         endless: its value for a window without limit to one side.
         mixes: one call takes both decodes and chunks.
     """
 
     name: str
     module: str
-    sinks: bool = False
+    sinks: str | None = None
     endless: int | None = -1
     mixes: bool = True
 
@@ -60,12 +60,7 @@ class Interface(ABC):
 
     @abstractmethod
     def attend(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        part: Part,
-        sinks: torch.Tensor | None,
-        features: dict[str, Any],
+        self, query: torch.Tensor, cache: LayerCache, part: Part, features: dict[str, Any]
     ) -> torch.Tensor:
         """``[R, H, D]`` from the part's ``query`` ``[R, H, D]``, of the cache's dtype."""
 
@@ -83,12 +78,7 @@ class _FA3(Interface):
         return _gpu_refusal(self.name, gpu, (9,))
 
     def attend(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        part: Part,
-        sinks: torch.Tensor | None,
-        features: dict[str, Any],
+        self, query: torch.Tensor, cache: LayerCache, part: Part, features: dict[str, Any]
     ) -> torch.Tensor:
         lengths = part.lengths
         return self.package.flash_attn_with_kvcache(
@@ -112,12 +102,7 @@ class _FA2(Interface):
         return page_size_refusal(self.name, page_size, 256)
 
     def attend(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        part: Part,
-        sinks: torch.Tensor | None,
-        features: dict[str, Any],
+        self, query: torch.Tensor, cache: LayerCache, part: Part, features: dict[str, Any]
     ) -> torch.Tensor:
         lengths = part.lengths
         if lengths.longest_query == 1:
@@ -146,7 +131,7 @@ class _FA2(Interface):
 class _FA4(Interface):
     name = "FA4"
     module = "flash_attn.cute"
-    sinks = True
+    sinks = "learnable_sink"
     endless = None
 
     def refusals(self, layers: list[LayerSpec], gpu: tuple[int, int] | None, page_size: int) -> list[str]:
@@ -169,12 +154,7 @@ class _FA4(Interface):
         return reasons
 
     def attend(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        part: Part,
-        sinks: torch.Tensor | None,
-        features: dict[str, Any],
+        self, query: torch.Tensor, cache: LayerCache, part: Part, features: dict[str, Any]
     ) -> torch.Tensor:
         lengths = part.lengths
         output = self.package.flash_attn_varlen_func(
@@ -186,7 +166,6 @@ class _FA4(Interface):
             max_seqlen_k=lengths.longest_keys,
             seqused_k=lengths.key_lens,
             page_table=part.page_table,
-            learnable_sink=sinks,
             **features,
         )
         return output[0] if isinstance(output, tuple) else output
@@ -204,7 +183,7 @@ def refusals_of(
     if gpu and (broken := import_refusal(interface.name, interface.module)):
         return broken
     reasons = interface.refusals(layers, gpu, page_size)
-    if not interface.sinks and (wrong := [layer for layer in layers if layer.sinks]):
+    if interface.sinks is None and (wrong := [layer for layer in layers if layer.sinks]):
         reasons.append(f"{interface.name} lacks learned sinks ({layer_ranges(wrong)})")
     return reasons
 

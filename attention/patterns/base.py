@@ -92,11 +92,27 @@ class Pattern(ABC):
         raise NotImplementedError(f"{self.name} rerotates no keys")
 
 
-class ContentPattern(Pattern):
+class Causal(Pattern):
+    """A pattern whose rule over positions is causality alone, so that no page expires."""
+
+    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.visible``."""
+        return key_positions <= query_positions
+
+    def spans(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.spans``."""
+        return torch.stack([torch.zeros_like(positions), positions + 1], dim=-1)[:, None]
+
+    def expired(self, seq_len: int, page_size: int) -> range:
+        """See ``Pattern.expired``; nothing ever expires."""
+        return range(0)
+
+
+class ContentPattern(Causal):
     """A pattern that selects by the content of queries and keys, for each KV head separately.
 
-    Its rule over positions is plain causality (``visible``, ``spans``), of which it selects a part. No page
-    expires. The summary of each page's keys lies in ``LayerCache.summary``.
+    Of the tokens that its rule over positions lets a query see it selects a part. The summary of each page's
+    keys lies in ``LayerCache.summary``.
 
     Attributes:
         decoded_keys_differ: rows of the prompt see all, those after it a selection, so that in deeper layers
@@ -115,18 +131,6 @@ class ContentPattern(Pattern):
     def most_pages(self, page_size: int) -> int | None:
         """The most pages that a query that selects reads; ``None`` if there is no bound."""
         return None
-
-    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
-        """See ``Pattern.visible``; all tokens that may be selected."""
-        return key_positions <= query_positions
-
-    def spans(self, positions: torch.Tensor) -> torch.Tensor:
-        """See ``Pattern.spans``; all tokens that may be selected."""
-        return torch.stack([torch.zeros_like(positions), positions + 1], dim=-1)[:, None]
-
-    def expired(self, seq_len: int, page_size: int) -> range:
-        """See ``Pattern.expired``; nothing ever expires."""
-        return range(0)
 
     @abstractmethod
     def summary_of(

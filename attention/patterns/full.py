@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-import torch
-
-from attention.patterns.base import Pattern
+from attention.patterns.base import Causal
 from attention.patterns.declared import read_none
 
 
-class Full(Pattern):
+class Full(Causal):
     """Plain causal attention; exact, keeps everything."""
 
     name = "full"
@@ -27,15 +25,3 @@ class Full(Pattern):
     def options(self) -> dict[str, str]:
         """None."""
         return {}
-
-    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
-        """See ``Pattern.visible``."""
-        return key_positions <= query_positions
-
-    def spans(self, positions: torch.Tensor) -> torch.Tensor:
-        """See ``Pattern.spans``."""
-        return torch.stack([torch.zeros_like(positions), positions + 1], dim=-1)[:, None]
-
-    def expired(self, seq_len: int, page_size: int) -> range:
-        """See ``Pattern.expired``; nothing ever expires."""
-        return range(0)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc
-from google.rpc import error_details_pb2
 
-from server.api.errors import DOMAIN, ServiceError
+from server.api.errors import ServiceError, bad_field, refusal
 from server.encoder_messages import Task
 
 _METHODS = {
@@ -28,16 +27,12 @@ _OTHERS = {
 def task_not_served(model: str, architecture: str, asked: Task, tasks: Sequence[Task]) -> ServiceError:
     """The served model can do something else."""
     can = " and ".join(_METHODS[task] for task in tasks)
-    other = _OTHERS[asked]
-    return ServiceError(
-        grpc.StatusCode.FAILED_PRECONDITION,
+    sentence = (
         f"the model {model!r} is a {architecture}, which answers {can}; for {_METHODS[asked]} ask a server "
-        f"of {other}",
-        "TASK_NOT_SERVED",
-        error_details_pb2.ErrorInfo(
-            reason="TASK_NOT_SERVED", domain=DOMAIN, metadata={"asked": asked, "tasks": ",".join(tasks)}
-        ),
+        f"of {_OTHERS[asked]}"
     )
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    return refusal(code, "TASK_NOT_SERVED", sentence, asked=asked, tasks=",".join(tasks))
 
 
 def text_too_long(field: str, actual: int, limit: int, otherwise: str = "") -> ServiceError:
@@ -46,26 +41,15 @@ def text_too_long(field: str, actual: int, limit: int, otherwise: str = "") -> S
         f"has {actual} tokens, special ones included; this model takes {limit} at most, so send it in parts"
         f"{otherwise}"
     )
-    return ServiceError(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        f"{field}: {sentence}",
-        "TEXT_TOO_LONG",
-        error_details_pb2.ErrorInfo(
-            reason="TEXT_TOO_LONG", domain=DOMAIN, metadata={"limit": str(limit), "actual": str(actual)}
-        ),
-        error_details_pb2.BadRequest(
-            field_violations=[
-                error_details_pb2.BadRequest.FieldViolation(field=field, description=sentence),
-            ]
-        ),
+    return refusal(
+        *(grpc.StatusCode.INVALID_ARGUMENT, "TEXT_TOO_LONG", f"{field}: {sentence}"),
+        bad_field(field, sentence),
+        limit=limit,
+        actual=actual,
     )
 
 
 def aborted() -> ServiceError:
     """Another call ended the request by its name."""
-    return ServiceError(
-        grpc.StatusCode.ABORTED,
-        "the request was ended by Abort before it was answered",
-        "ABORTED",
-        error_details_pb2.ErrorInfo(reason="ABORTED", domain=DOMAIN),
-    )
+    sentence = "the request was ended by Abort before it was answered"
+    return refusal(grpc.StatusCode.ABORTED, "ABORTED", sentence)

@@ -104,9 +104,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     def _encoding(self, context: Context) -> Encoding:
         """That of the call which this task serves."""
-        by, metrics = caller.get(), self._accounts.metrics
-        holder = Holder.of(by.identity.name, context.peer())
-        return Encoding(request_id.get(), by, holder, self._state, metrics, account.get())
+        holder = Holder.of(caller.get().identity.name, context.peer())
+        return Encoding(holder, self._state, self._accounts.metrics)
 
 
 class _Tail(TypedDict):

@@ -8,14 +8,12 @@ from typing import NamedTuple
 import msgspec
 
 from longspan.v1 import types_pb2
-from server.access.callers import Caller
-from server.api import encoder_errors, errors
-from server.api.account import Account
+from server.api import encoder_errors
+from server.api.in_flight import InFlight
 from server.api.prompt import THREAD_CHARACTERS
 from server.api.state import Served, ServerState
 from server.api.vector_bytes import Holder
 from server.encoder_messages import Encode, Pooling
-from server.engine.ipc.output import EngineDeadError, OutputStream
 from server.messages import FinishReason, SequenceOutput
 from server.observe.metrics import Metrics
 from server.observe.request import RequestRecord
@@ -41,36 +39,16 @@ class Encoded(NamedTuple):
     timings: types_pb2.Timings
 
 
-class Encoding:
-    """A request in flight. ``run`` runs it, once; ``abort`` and ``fail`` end it from another task."""
+class Encoding(InFlight):
+    """A request in flight, which ``run`` runs."""
 
-    def __init__(
-        self,
-        request_id: str,
-        caller: Caller,
-        holder: Holder,
-        state: ServerState,
-        metrics: Metrics,
-        account: Account,
-    ) -> None:
-        self._request_id = request_id
-        self._caller = caller
+    def __init__(self, holder: Holder, state: ServerState, metrics: Metrics) -> None:
+        super().__init__(state, metrics)
         self._holder = holder
-        self._state = state
-        self._metrics = metrics
-        self._account = account
-        self._stream: OutputStream | None = None
-        self._error: errors.ServiceError | None = None
 
     def abort(self) -> None:
         """Ends the request with ABORTED: a part of its results is no answer."""
         self.fail(encoder_errors.aborted())
-
-    def fail(self, error: errors.ServiceError) -> None:
-        """Ends the request with ``error``."""
-        self._error = error
-        if self._stream is not None:
-            self._stream.abort()
 
     async def run(
         self,
@@ -123,7 +101,7 @@ class Encoding:
         self, served: Served, submits: list[Encode], record: RequestRecord, tokens: int
     ) -> dict[int, SequenceOutput]:
         outputs: dict[int, SequenceOutput] = {}
-        try:
+        with self._in_engine():
             stream = self._stream = served.engine.submit(submits)
             self._account.submitted = True
             while taken := await stream.take(_MOST_TAKEN):
@@ -135,13 +113,6 @@ class Encoding:
                             f"the engine could not compute text {output.id}; its log says more"
                         )
                     outputs[output.id] = output
-        except EngineDeadError as error:
-            raise errors.engine_dead(str(error)) from error
-        finally:
-            if self._stream is not None:
-                self._stream.abort()
-        if self._error is not None:
-            raise self._error
         return outputs
 
 

@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+_Code = grpc.StatusCode
+
 DOMAIN = "longspan"
 
 # A status travels in HTTP/2 headers, of which clients take 8 KiB: what users sent is quoted in part only.
@@ -63,9 +65,23 @@ class ServiceError(Exception):
         return rpc_status.to_status(status)
 
 
-def _info(reason: str, **figures: object) -> error_details_pb2.ErrorInfo:
+def refusal(
+    code: grpc.StatusCode, reason: str, sentence: str, *details: Message, **figures: object
+) -> ServiceError:
+    """An error with an ``ErrorInfo`` of its reason and figures, before further details."""
     metadata = {name: str(figure) for name, figure in figures.items()}
-    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    return ServiceError(code, sentence, reason, info, *details)
+
+
+def bad_field(field: str, description: str) -> error_details_pb2.BadRequest:
+    """The detail that names one field at fault."""
+    return _bad_request([Violation(field, description)])
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    fields = [error_details_pb2.BadRequest.FieldViolation(**each._asdict()) for each in violations]
+    return error_details_pb2.BadRequest(field_violations=fields)
 
 
 def _retry(seconds: float) -> error_details_pb2.RetryInfo:
@@ -79,38 +95,28 @@ def invalid(violations: Sequence[Violation]) -> ServiceError:
 
     A check may stop after one more than these: then the sentence says that there are more.
     """
-    fields = [
-        error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
-        for field, description in violations[:MOST_VIOLATIONS]
-    ]
     sentence = "; ".join(f"{field}: {description}" for field, description in violations[:_MOST_IN_SENTENCE])
     if len(violations) > MOST_VIOLATIONS:
         sentence += f"; and at least {MOST_VIOLATIONS + 1 - _MOST_IN_SENTENCE} more"
     elif len(violations) > _MOST_IN_SENTENCE:
         sentence += f"; and {len(violations) - _MOST_IN_SENTENCE} more"
-    return ServiceError(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        sentence,
-        "INVALID_ARGUMENT",
-        error_details_pb2.BadRequest(field_violations=fields),
-    )
+    detail = _bad_request(violations[:MOST_VIOLATIONS])
+    return ServiceError(_Code.INVALID_ARGUMENT, sentence, "INVALID_ARGUMENT", detail)
 
 
 def malformed(message_name: str) -> ServiceError:
     """The request's bytes are no protobuf message of the expected type."""
-    return ServiceError(
-        grpc.StatusCode.INVALID_ARGUMENT,
+    sentence = (
         f"the request is not a valid {message_name}: its bytes are cut off or of another type, or a text in "
-        "it (a prompt, a chat role, a stop string) is not UTF-8",
-        "MALFORMED_REQUEST",
-        _info("MALFORMED_REQUEST", message=message_name),
+        "it (a prompt, a chat role, a stop string) is not UTF-8"
     )
+    return refusal(_Code.INVALID_ARGUMENT, "MALFORMED_REQUEST", sentence, message=message_name)
 
 
 def request_too_large(actual: int, limit: int) -> ServiceError:
     """The message has more bytes than any request that this server can answer."""
     sentence = f"has {actual} bytes; this server takes {limit} at most (--max-request-bytes), so shorten it"
-    return _refused_whole(sentence, "REQUEST_TOO_LARGE", limit=limit, actual=actual)
+    return _refused_whole("REQUEST_TOO_LARGE", sentence, limit=limit, actual=actual)
 
 
 def too_many_fields(limit: int) -> ServiceError:
@@ -119,31 +125,19 @@ def too_many_fields(limit: int) -> ServiceError:
         f"has more than {limit} fields; send fewer messages, stop strings or biases, and token ids packed, "
         "as proto3 does"
     )
-    return _refused_whole(sentence, "TOO_MANY_FIELDS", limit=limit)
+    return _refused_whole("TOO_MANY_FIELDS", sentence, limit=limit)
 
 
-def _refused_whole(sentence: str, reason: str, **figures: object) -> ServiceError:
-    violation = error_details_pb2.BadRequest.FieldViolation(field="request", description=sentence)
-    return ServiceError(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        f"request: {sentence}",
-        reason,
-        _info(reason, **figures),
-        error_details_pb2.BadRequest(field_violations=[violation]),
-    )
+def _refused_whole(reason: str, sentence: str, **figures: object) -> ServiceError:
+    detail = bad_field("request", sentence)
+    return refusal(_Code.INVALID_ARGUMENT, reason, f"request: {sentence}", detail, **figures)
 
 
 def prompt_too_long(field: str, actual: int, limit: int) -> ServiceError:
     """The prompt has more than ``limit`` tokens, beside which a decoder has room for one more."""
     sentence = f"the prompt has {actual} tokens; this model takes {limit} at most, so shorten it"
-    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=sentence)
-    return ServiceError(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        sentence,
-        "PROMPT_TOO_LONG",
-        _info("PROMPT_TOO_LONG", limit=limit, actual=actual),
-        error_details_pb2.BadRequest(field_violations=[violation]),
-    )
+    detail = bad_field(field, sentence)
+    return refusal(_Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG", sentence, detail, limit=limit, actual=actual)
 
 
 def claim_too_large(actual: int, limit: int) -> ServiceError:
@@ -152,111 +146,87 @@ def claim_too_large(actual: int, limit: int) -> ServiceError:
         f"claims {actual} tokens of the KV cache, by its prompt and max_tokens of each sample; requests of "
         f"this identity claim {limit} at most, so lower max_tokens or n, or shorten the prompt"
     )
-    return _refused_whole(sentence, "CLAIM_TOO_LARGE", limit=limit, actual=actual)
+    return _refused_whole("CLAIM_TOO_LARGE", sentence, limit=limit, actual=actual)
 
 
 def queue_full(in_flight: int, limit: int, retry_seconds: float) -> ServiceError:
     """Admission: as many sequences as the server takes are in flight."""
-    return ServiceError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    sentence = (
         f"the server has {in_flight} of at most {limit} sequences in flight; try again in about "
-        f"{retry_seconds:.1f} s",
-        "QUEUE_FULL",
-        _info("QUEUE_FULL", in_flight=in_flight, limit=limit),
-        _retry(retry_seconds),
+        f"{retry_seconds:.1f} s"
     )
+    return _exhausted("QUEUE_FULL", sentence, retry_seconds, in_flight=in_flight, limit=limit)
 
 
 def text_queue_full(jobs: int, retry_seconds: float) -> ServiceError:
     """As many long texts are tokenized, and wait for it, as the server takes."""
-    return ServiceError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    sentence = (
         f"{jobs} long texts are being tokenized or wait for it, and no more are taken; try again in about "
-        f"{retry_seconds:.1f} s",
-        "TEXT_QUEUE_FULL",
-        _info("TEXT_QUEUE_FULL", in_flight=jobs),
-        _retry(retry_seconds),
+        f"{retry_seconds:.1f} s"
     )
+    return _exhausted("TEXT_QUEUE_FULL", sentence, retry_seconds, in_flight=jobs)
+
+
+def limit_reached(sentence: str, reason: str, limit: int, retry_seconds: float) -> ServiceError:
+    """The identity, a connection or the server has as many calls, or has used as many tokens, as it may."""
+    return _exhausted(reason, sentence, retry_seconds, limit=limit)
+
+
+def _exhausted(reason: str, sentence: str, retry_seconds: float, **figures: object) -> ServiceError:
+    return refusal(_Code.RESOURCE_EXHAUSTED, reason, sentence, _retry(retry_seconds), **figures)
 
 
 def request_id_in_use(request_id: str) -> ServiceError:
     """Another request in flight has this name."""
-    return ServiceError(
-        grpc.StatusCode.ALREADY_EXISTS,
-        f"a request named {quote(request_id)} is in flight; wait for it to end, or choose another request_id",
-        "REQUEST_ID_IN_USE",
-        _info("REQUEST_ID_IN_USE", request_id=request_id),
-        error_details_pb2.ResourceInfo(resource_type="request", resource_name=request_id),
+    sentence = (
+        f"a request named {quote(request_id)} is in flight; wait for it to end, or choose another request_id"
     )
+    resource = error_details_pb2.ResourceInfo(resource_type="request", resource_name=request_id)
+    return refusal(_Code.ALREADY_EXISTS, "REQUEST_ID_IN_USE", sentence, resource, request_id=request_id)
 
 
 def unauthenticated(sentence: str) -> ServiceError:
     """The call proves no identity, and the server asks for one."""
-    return ServiceError(
-        grpc.StatusCode.UNAUTHENTICATED, sentence, "UNAUTHENTICATED", _info("UNAUTHENTICATED")
-    )
+    return refusal(_Code.UNAUTHENTICATED, "UNAUTHENTICATED", sentence)
 
 
 def switched_off(method: str, flag: str) -> ServiceError:
     """The operator has switched this method off."""
-    return ServiceError(
-        grpc.StatusCode.UNIMPLEMENTED,
-        f"this server does not answer {method} ({flag})",
-        "SWITCHED_OFF",
-        _info("SWITCHED_OFF", setting=flag),
-    )
+    sentence = f"this server does not answer {method} ({flag})"
+    return refusal(_Code.UNIMPLEMENTED, "SWITCHED_OFF", sentence, setting=flag)
 
 
 def not_offered(method: str) -> ServiceError:
     """Another's protocol has this method, and this server doesn't."""
-    return ServiceError(
-        grpc.StatusCode.UNIMPLEMENTED,
-        f"this server does not answer {method}; docs/protocols.md has the methods that it answers",
-        "NOT_OFFERED",
-        _info("NOT_OFFERED", method=method),
-    )
+    sentence = f"this server does not answer {method}; docs/protocols.md has the methods that it answers"
+    return refusal(_Code.UNIMPLEMENTED, "NOT_OFFERED", sentence, method=method)
 
 
 def priority_denied(priority: int, most: int) -> ServiceError:
     """The identity may not be that urgent."""
     sentence = f"is {priority}; requests of this identity have {most} at most"
-    violation = error_details_pb2.BadRequest.FieldViolation(field="priority", description=sentence)
-    return ServiceError(
-        grpc.StatusCode.PERMISSION_DENIED,
-        f"priority: {sentence}",
-        "PRIORITY_DENIED",
-        _info("PRIORITY_DENIED", limit=most, actual=priority),
-        error_details_pb2.BadRequest(field_violations=[violation]),
-    )
-
-
-def limit_reached(sentence: str, reason: str, limit: int, retry_seconds: float) -> ServiceError:
-    """The identity, a connection or the server has as many calls, or has used as many tokens, as it may."""
-    return ServiceError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        sentence,
-        reason,
-        _info(reason, limit=limit),
-        _retry(retry_seconds),
+    return refusal(
+        *(_Code.PERMISSION_DENIED, "PRIORITY_DENIED", f"priority: {sentence}"),
+        bad_field("priority", sentence),
+        limit=most,
+        actual=priority,
     )
 
 
 def unknown_model(name: str, served: str) -> ServiceError:
     """The request names a model that this server doesn't have."""
-    return ServiceError(
-        grpc.StatusCode.NOT_FOUND,
-        f"this server has no model named {quote(name)}; it serves {served!r}, which an empty name means too",
-        "MODEL_NOT_FOUND",
-        error_details_pb2.ResourceInfo(
-            resource_type="model", resource_name=name[:_QUOTED], description=f"served: {served}"
-        ),
-        _info("MODEL_NOT_FOUND", served=served),
+    sentence = (
+        f"this server has no model named {quote(name)}; it serves {served!r}, which an empty name means too"
     )
+    resource = error_details_pb2.ResourceInfo(
+        resource_type="model", resource_name=name[:_QUOTED], description=f"served: {served}"
+    )
+    return refusal(_Code.NOT_FOUND, "MODEL_NOT_FOUND", sentence, resource, served=served)
 
 
 def unavailable(reason: str, sentence: str, retry_seconds: float) -> ServiceError:
     """The server can't work on this now: it loads, drains, or has lost its engine."""
-    return ServiceError(grpc.StatusCode.UNAVAILABLE, sentence, reason, _info(reason), _retry(retry_seconds))
+    return refusal(_Code.UNAVAILABLE, reason, sentence, _retry(retry_seconds))
 
 
 def engine_dead(reason: str) -> ServiceError:
@@ -266,41 +236,30 @@ def engine_dead(reason: str) -> ServiceError:
 
 def no_chat_template(model: str, reason: str) -> ServiceError:
     """The model as served can't render a conversation. ``reason`` is what a sentence says of the model."""
-    return ServiceError(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        f"the model {model!r} {reason}; send the prompt as text or token ids",
-        "NO_CHAT_TEMPLATE",
-        _info("NO_CHAT_TEMPLATE", model=model),
-    )
+    sentence = f"the model {model!r} {reason}; send the prompt as text or token ids"
+    return refusal(_Code.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE", sentence, model=model)
 
 
 def no_tokenizer(model: str) -> ServiceError:
     """The model has nothing that turns text into tokens or back."""
-    return ServiceError(
-        grpc.StatusCode.FAILED_PRECONDITION,
+    sentence = (
         f"the model {model!r} has no tokenizer: it takes prompts as token ids, stops at stop_token_ids, and "
-        "answers with token ids",
-        "NO_TOKENIZER",
-        _info("NO_TOKENIZER", model=model),
+        "answers with token ids"
     )
+    return refusal(_Code.FAILED_PRECONDITION, "NO_TOKENIZER", sentence, model=model)
 
 
 def stalled(seconds: float) -> ServiceError:
     """The client did not read its stream."""
-    return ServiceError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    sentence = (
         f"the client did not read from the stream for {seconds:.0f} s, so the request was ended; read "
-        "faster, or ask for fewer log probabilities",
-        "STREAM_STALLED",
-        _info("STREAM_STALLED", seconds=seconds),
+        "faster, or ask for fewer log probabilities"
     )
+    return refusal(_Code.RESOURCE_EXHAUSTED, "STREAM_STALLED", sentence, seconds=seconds)
 
 
 def internal(request_id: str) -> ServiceError:
     """A bug. The client learns the request's name only; the trace is in the log under it."""
-    return ServiceError(
-        grpc.StatusCode.INTERNAL,
-        f"internal error; the server's log has the details under request {request_id}",
-        "INTERNAL",
-        error_details_pb2.RequestInfo(request_id=request_id),
-    )
+    sentence = f"internal error; the server's log has the details under request {request_id}"
+    named = error_details_pb2.RequestInfo(request_id=request_id)
+    return ServiceError(_Code.INTERNAL, sentence, "INTERNAL", named)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 
 from longspan.v1 import inference_pb2
-from server.access.callers import Caller
 from server.api import conversion, errors
-from server.api.account import Account
 from server.api.answer import Answer, Event
+from server.api.in_flight import InFlight
 from server.api.prompt import prompt_ids
 from server.api.state import ServerState
 from server.encoder_messages import Task
-from server.engine.ipc.output import EngineDeadError, OutputStream
 from server.observe.metrics import Metrics
 from server.observe.request import RequestRecord
 
@@ -21,41 +18,18 @@ from server.observe.request import RequestRecord
 _MOST_MERGED = 64
 
 
-class Generation:
-    """A request in flight. ``events`` runs it, once; ``abort`` and ``fail`` end it from another task."""
+class Generation(InFlight):
+    """A request in flight, which ``events`` runs."""
 
-    def __init__(
-        self,
-        request: inference_pb2.GenerateRequest,
-        request_id: str,
-        caller: Caller,
-        state: ServerState,
-        metrics: Metrics,
-        account: Account,
-    ) -> None:
+    def __init__(self, request: inference_pb2.GenerateRequest, state: ServerState, metrics: Metrics) -> None:
+        super().__init__(state, metrics)
         self._request = request
-        self._request_id = request_id
-        self._caller = caller
-        self._state = state
-        self._metrics = metrics
-        self._account = account
-        self._stream: OutputStream | None = None
         self._aborted = False
-        self._error: errors.ServiceError | None = None
 
     def abort(self) -> None:
         """Ends the request as if it were complete; its samples finish with ABORTED."""
         self._aborted = True
-        self._wake()
-
-    def fail(self, error: errors.ServiceError) -> None:
-        """Ends the request with ``error``."""
-        self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._stream is not None:
-            self._stream.abort()
+        self._end()
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Accepted, prompt log probabilities where asked for, deltas, Finished.
@@ -87,7 +61,7 @@ class Generation:
             record = RequestRecord(self._metrics, plan.n, account.arrival, quota.spend, searches=searches)
             account.record = record
             if not self._aborted:
-                with self._engine_errors():
+                with self._in_engine():
                     sequences = plan.sequences(ids, prompt, length, self._caller.salt)
                     stream = self._stream = served.engine.submit(sequences)
                     account.submitted = True
@@ -103,16 +77,3 @@ class Generation:
         most = self._caller.identity.max_priority
         if most is not None and self._request.priority > most:
             raise errors.priority_denied(self._request.priority, most)
-
-    @contextmanager
-    def _engine_errors(self) -> Iterator[None]:
-        """Ends the request in the engine, and raises what ended it here."""
-        try:
-            yield
-        except EngineDeadError as error:
-            raise errors.engine_dead(str(error)) from error
-        finally:
-            if self._stream is not None:
-                self._stream.abort()
-        if self._error is not None:
-            raise self._error

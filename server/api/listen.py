@@ -6,8 +6,10 @@ import asyncio
 import errno
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc import aio
@@ -62,38 +64,11 @@ _OPTIONS = (
 )
 
 
-class Listening(Protocol):
-    """What calls come from: a ``Listener``, or another with the same parts."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What answers calls.
 
-    port: int
-
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        state: ServerState,
-        service: InferenceServicer,
-        health: HealthServicer,
-        metrics: GrpcMetrics,
-        callers: Callers,
-        certificates: Certificates | None = None,
-        others: Sequence[OtherService] = (),
-    ) -> None: ...
-
-    async def start(self) -> None:
-        """As ``Listener.start``."""
-
-    async def renew(self) -> None:
-        """As ``Listener.renew``."""
-
-    async def stop(self, grace: float) -> None:
-        """As ``Listener.stop``."""
-
-
-class Listener:
-    """Answers on one port: by one gRPC server at a time, and by those before it as long as their calls last.
-
-    Args:
+    Attributes:
         host: to listen on.
         port: of it; 0 takes a free one.
         state: of the server.
@@ -103,39 +78,65 @@ class Listener:
         callers: who may call. ``Callers()`` opens it to all.
         certificates: it speaks TLS with these, or plain text without.
         others: services of other protocols.
+    """
+
+    host: str
+    port: int
+    state: ServerState
+    service: InferenceServicer
+    health: HealthServicer
+    metrics: GrpcMetrics
+    callers: Callers
+    certificates: Certificates | None = None
+    others: Sequence[OtherService] = ()
+
+
+class Listening(ABC):
+    """What calls come from: a ``Listener``, or another with the same parts.
 
     Attributes:
         port: once it has been bound, the one that it has.
     """
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        state: ServerState,
-        service: InferenceServicer,
-        health: HealthServicer,
-        metrics: GrpcMetrics,
-        callers: Callers,
-        certificates: Certificates | None = None,
-        others: Sequence[OtherService] = (),
-    ) -> None:
-        self.port = port
-        self._host = host
-        self._state = state
-        self._service = service
-        self._encoders = EncoderServicer(state, service.accounts)
-        self._health = health
-        self._reports = _reports(state, service.accounts.metrics) if state.settings.load_reports else None
-        self._others = others
-        accounted = frozenset[str]().union(*(other.accounted for other in others))
-        self._interceptor = Interceptor(state, metrics, service.accounts, callers, accounted, self._reports)
-        self._certificates = certificates
+    def __init__(self, parts: Parts) -> None:
+        state, accounts = parts.state, parts.service.accounts
+        self.port, self._parts = parts.port, parts
+        self._encoders = EncoderServicer(state, accounts)
+        self._reports = _reports(state, accounts.metrics) if state.settings.load_reports else None
+        accounted = frozenset[str]().union(*(other.accounted for other in parts.others))
+        self._interceptor = Interceptor(
+            state, parts.metrics, accounts, parts.callers, accounted, self._reports
+        )
+
+    def _add_services(self, server: Any) -> None:
+        """Adds Longspan's own services, and that of health."""
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._parts.service, server)
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._encoders, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._parts.health, server)
+
+    @abstractmethod
+    async def start(self) -> None:
+        """As ``Listener.start``."""
+
+    @abstractmethod
+    async def renew(self) -> None:
+        """As ``Listener.renew``."""
+
+    @abstractmethod
+    async def stop(self, grace: float) -> None:
+        """As ``Listener.stop``."""
+
+
+class Listener(Listening):
+    """Answers on one port: by one gRPC server at a time, and by those before it while their calls last."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
         self._servers: list[aio.Server] = []
         self._ends: list[asyncio.Task[None]] = []
         self._connections = 0
-        if certificates is not None:
-            metrics.certificate_expiry.labels("server").set_function(lambda: certificates.expiry)
+        if (certificates := parts.certificates) is not None:
+            parts.metrics.certificate_expiry.labels("server").set_function(lambda: certificates.expiry)
 
     async def start(self) -> None:
         """Binds the port and answers; of messages over ``ServerState.received_bytes`` it reads the length.
@@ -144,7 +145,7 @@ class Listener:
             RefusedError: the address can't be had, or the process may open hardly any files.
         """
         if not self._servers:
-            self._connections = connections_allowed(self._state.settings.max_connections)
+            self._connections = connections_allowed(self._parts.state.settings.max_connections)
         server = self._bind()
         self._servers.append(server)
         await server.start()
@@ -175,27 +176,26 @@ class Listener:
         await asyncio.gather(*(server.stop(grace) for server in self._servers), *self._ends)
 
     def _bind(self) -> aio.Server:
-        state, host = self._state, self._host
+        state, host = self._parts.state, self._parts.host
         refuse_taken(host, self.port)
         options = (*_OPTIONS, *_limits(state, self._connections))
         server = aio.server(interceptors=(self._interceptor,), options=options)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, server)
-        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._encoders, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._add_services(server)
         if self._reports is not None:
             server.add_generic_rpc_handlers((self._reports.handler(),))
-        server.add_generic_rpc_handlers(tuple(other.handler for other in self._others))
+        server.add_generic_rpc_handlers(tuple(other.handler for other in self._parts.others))
         if state.settings.reflection:
             reported = () if self._reports is None else (orca_messages.SERVICE,)
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            names = (READINESS, ENCODERS, *(other.name for other in self._others), health_name, *reported)
+            others = (other.name for other in self._parts.others)
+            names = (READINESS, ENCODERS, *others, health_name, *reported)
             add_reflection(names, server)
         address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         try:
-            if self._certificates is None:
+            if self._parts.certificates is None:
                 self.port = server.add_insecure_port(address)
             else:
-                self.port = server.add_secure_port(address, _credentials(self._certificates))
+                self.port = server.add_secure_port(address, _credentials(self._parts.certificates))
         except RuntimeError as error:
             raise RefusedError(_cannot(host, self.port, "gRPC does not say why")) from error
         return server

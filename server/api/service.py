@@ -14,7 +14,7 @@ import grpc
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.access.callers import caller
 from server.api import conversion, errors
-from server.api.account import Accounts, account
+from server.api.account import Accounts
 from server.api.answer import Event, collect
 from server.api.checks import check_chat, check_text, check_token_ids, refuse
 from server.api.encoder_service import encoder_info
@@ -26,7 +26,6 @@ from server.api.prompt import chat_ids, check_tokenizer, text_ids
 from server.api.shown import name_of, shown
 from server.api.state import Served, ServerState
 from server.messages import Ready
-from server.observe.logging import request_id
 from server.observe.metrics import Metrics
 from server.observe.tracing import Traces
 from server.text.errors import TooManyTokensError
@@ -81,8 +80,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def events(self, request: inference_pb2.GenerateRequest) -> AsyncGenerator[Event, None]:
         """The events of a request, in the call that this task serves, which has an open account."""
-        name, who = request_id.get(), caller.get()
-        return Generation(request, name, who, self._state, self._metrics, account.get()).events()
+        return Generation(request, self._state, self._metrics).events()
 
     async def Abort(  # noqa: N802
         self, request: inference_pb2.AbortRequest, context: Context

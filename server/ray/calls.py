@@ -6,18 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 
-from longspan.v1 import encoder_pb2_grpc, inference_pb2_grpc
-from server.access.callers import Callers
-from server.access.certificates import Certificates
-from server.api.encoder_service import EncoderServicer
-from server.api.health import HealthServicer
-from server.api.interceptor import Interceptor
-from server.api.other_service import OtherService
-from server.api.service import InferenceServicer
-from server.api.state import ServerState
-from server.observe.metrics import GrpcMetrics
+from server.api.listen import Listening, Parts
 from server.ray.context import Answer, CallContext
 from server.ray.frames import Pairs
 
@@ -47,35 +37,19 @@ class _Handlers:
         return next((known for each in self._found if (known := each.service(details)) is not None), None)
 
 
-class Calls:
+class Calls(Listening):
     """As ``Listener``, without a port: calls come from ``answer``.
 
     The interceptor is the one of every other server, so are identities, limits, statuses and metrics.
     """
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        state: ServerState,
-        service: InferenceServicer,
-        health: HealthServicer,
-        metrics: GrpcMetrics,
-        callers: Callers,
-        certificates: Certificates | None = None,
-        others: Sequence[OtherService] = (),
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
         """Takes the parts of a server, as ``Listener`` does; certificates and others are refused before."""
-        assert certificates is None
-        assert not others
-        self.port = port
-        handlers: Any = _Handlers()
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, handlers)
-        encoders = EncoderServicer(state, service.accounts)
-        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(encoders, handlers)
-        health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
-        self._handlers: _Handlers = handlers
-        self._interceptor = Interceptor(state, metrics, service.accounts, callers)
+        assert parts.certificates is None
+        assert not parts.others
+        super().__init__(parts)
+        self._handlers = _Handlers()
+        self._add_services(self._handlers)
 
     async def start(self) -> None:
         """Nothing is to be bound."""

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.access.callers import Callers
 from server.api.health import HealthServicer
-from server.api.listen import Listener
+from server.api.listen import Listener, Parts
 from server.api.service import InferenceServicer
 from server.api.state import Served, ServerState
 from server.messages import Sampling
@@ -174,10 +174,17 @@ async def loading(settings, callers, tokenizer, tmp_path):
     health = HealthServicer(service_names(settings.protocols))
     metrics.name_model("fake")
     service = InferenceServicer(state, metrics)
-    server = Listener(
-        *("127.0.0.1", 0, state, service, health, GrpcMetrics(metrics.registry), callers),
+    parts = Parts(
+        host="127.0.0.1",
+        port=0,
+        state=state,
+        service=service,
+        health=health,
+        metrics=GrpcMetrics(metrics.registry),
+        callers=callers,
         others=services(settings.protocols, service),
     )
+    server = Listener(parts)
     await server.start()
     port = server.port
     engine = FakeEngine(settings, tmp_path)

@@ -19,7 +19,7 @@ from server.access.callers import Callers
 from server.api import listen as listening
 from server.api import open_calls
 from server.api.health import HealthServicer
-from server.api.listen import Listener
+from server.api.listen import Listener, Parts
 from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.observe.metrics import GrpcMetrics, Metrics
@@ -34,8 +34,16 @@ CHECK, WATCH = b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"
 async def serving(**settings):
     """The port of a server without a model."""
     state, metrics = ServerState(Settings(**settings)), Metrics()
-    parts = (state, InferenceServicer(state, metrics), HealthServicer(), GrpcMetrics(metrics.registry))
-    server = Listener("127.0.0.1", 0, *parts, Callers())
+    parts = Parts(
+        host="127.0.0.1",
+        port=0,
+        state=state,
+        service=InferenceServicer(state, metrics),
+        health=HealthServicer(),
+        metrics=GrpcMetrics(metrics.registry),
+        callers=Callers(),
+    )
+    server = Listener(parts)
     await server.start()
     yield server.port
     await server.stop(0)

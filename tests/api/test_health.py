@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -13,7 +14,7 @@ import server.api.listen
 from longspan.v1 import inference_pb2
 from server.access.callers import Callers
 from server.api.health import READINESS, HealthServicer
-from server.api.listen import Listener
+from server.api.listen import Listener, Parts
 from server.api.service import InferenceServicer
 from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics, Metrics
@@ -81,27 +82,20 @@ async def test_reflection_refuses_bytes_that_are_no_request_of_it(loading, after
 
 
 async def test_a_busy_port_is_refused(loading, settings):
-    first = Listener(
-        "127.0.0.1",
-        0,
-        loading.state,
-        InferenceServicer(loading.state, loading.metrics),
-        HealthServicer(),
-        GrpcMetrics(Metrics().registry),
-        Callers(),
+    parts = Parts(
+        host="127.0.0.1",
+        port=0,
+        state=loading.state,
+        service=InferenceServicer(loading.state, loading.metrics),
+        health=HealthServicer(),
+        metrics=GrpcMetrics(Metrics().registry),
+        callers=Callers(),
     )
+    first = Listener(parts)
     await first.start()
     try:
         with pytest.raises(RefusedError, match="--port"):
-            await Listener(
-                "127.0.0.1",
-                first.port,
-                loading.state,
-                InferenceServicer(loading.state, loading.metrics),
-                HealthServicer(),
-                GrpcMetrics(Metrics().registry),
-                Callers(),
-            ).start()
+            await Listener(replace(parts, port=first.port)).start()
     finally:
         await first.stop(0)
 

@@ -99,12 +99,7 @@ class StandInServe:
 @pytest.fixture
 async def through(running):
     """The server ``running``, its stub and channel through the edge."""
-    state = running.state
-    calls = Calls(
-        *("127.0.0.1", 0, state, running.service, running.health),
-        *(running.server._interceptor._metrics, running.server._interceptor._callers),
-    )
-    stand_in = StandInServe(calls)
+    stand_in = StandInServe(Calls(running.server._parts))
     add_services(None, stand_in)
     port = stand_in.server.add_insecure_port("127.0.0.1:0")
     await stand_in.server.start()

@@ -14,7 +14,7 @@ from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.access.callers import Callers
 from server.access.certificates import Certificates
 from server.api.health import HealthServicer
-from server.api.listen import Listener
+from server.api.listen import Listener, Parts
 from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.observe.metrics import GrpcMetrics, Metrics
@@ -32,16 +32,17 @@ async def serving(certificates: Certificates):
     """A server without a model."""
     state, metrics = ServerState(Settings()), Metrics()
     service = InferenceServicer(state, metrics)
-    server = Listener(
-        "127.0.0.1",
-        0,
-        state,
-        service,
-        HealthServicer(),
-        GrpcMetrics(metrics.registry),
-        Callers(),
-        certificates,
+    parts = Parts(
+        host="127.0.0.1",
+        port=0,
+        state=state,
+        service=service,
+        health=HealthServicer(),
+        metrics=GrpcMetrics(metrics.registry),
+        callers=Callers(),
+        certificates=certificates,
     )
+    server = Listener(parts)
     await server.start()
     yield server
     await server.stop(0)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, Step, UnsupportedError, resolve
+from attention.forward import LayerCall
 from attention.kernels.base import Kind, locate
 from attention.kernels.reference import Reference
 from attention.kernels.step_plans import StepPlans
@@ -152,7 +153,7 @@ def test_a_plan_is_made_once_for_a_step_and_kind():
                 layer_idx = layer.index
 
             heads = (torch.ones(1, count, 1, 8, dtype=dtype) for count in (4, 2, 2))
-            step.attend(Module(), *heads, None, {})
+            step.attend(LayerCall(Module(), *heads, None, {}))
 
     compute(0)
     assert [(kind.layer.window, kind.layer.index) for kind in kernel.planned] == [(None, 0), (9, 0)]

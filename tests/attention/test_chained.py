@@ -68,7 +68,7 @@ def test_chained_attention_writes_and_attends_as_layers_do(lengths, windows, pat
     chained = ChainedAttention(attention.kernel, ruled, caches[0])
     for layer in layers:
         output = torch.full((len(batch.device.slots), 6, 24), float("nan"))
-        chained.prepare(batch, query, key, value, output)
+        chained.prepare(batch, chained.given(batch), query, key, value, output)
         Chain(chained.calls[layer.index]).run()
         own = caches[1].layers[layer.index]
         own.write(batch.device.slots, key, value)
@@ -119,7 +119,7 @@ def test_numbers_are_written_as_torch_rounds_them(dtype):
     chained = ChainedAttention(attention.kernel, attention.ruled_layers, cache)
     key, value = numbers.split([2, 2], dim=1)
     query = torch.zeros(len(numbers), 6, 24)
-    chained.prepare(batch, query, key, value, query)
+    chained.prepare(batch, chained.given(batch), query, key, value, query)
     Chain(chained.calls[0][:1]).run()
     where = batch.device.slots
     assert dtype == torch.float32 or cast(key, dtype).isnan().any()
@@ -136,7 +136,7 @@ def test_nan_is_written_as_nan():
         chained = ChainedAttention(CpuPaged(), [(layer, Full()) for layer in layers], cache)
         key = torch.full((1, 2, 24), float("nan"))
         query = torch.zeros(1, 6, 24)
-        chained.prepare(batch, query, key, key, query)
+        chained.prepare(batch, chained.given(batch), query, key, key, query)
         Chain(chained.calls[0][:1]).run()
         assert cache.layers[0].keys.flatten(0, 1)[batch.device.slots].isnan().all()
         assert cache.layers[0].values.flatten(0, 1)[batch.device.slots].isnan().all()

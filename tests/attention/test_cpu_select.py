@@ -270,7 +270,7 @@ def test_chained_attention_selects_as_layers_do(lengths, windows, pattern, page_
             heads = torch.randn(len(batch.device.slots), 10, 24, generator=random)
             query, key, value = heads.split([6, 2, 2], dim=1)
             output = torch.full((len(batch.device.slots), 6, 24), float("nan"))
-            chained.prepare(batch, query, key, value, output)
+            chained.prepare(batch, chained.given(batch), query, key, value, output)
             Chain(chained.calls[layer.index]).run()
             cache = caches[1].layers[layer.index]
             cache.write(batch.device.slots, key, value)

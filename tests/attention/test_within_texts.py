@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention import within_texts
+from attention.forward import LayerCall
 from attention.within_texts import WithinTexts
 
 HEADS, SIZE, LENGTHS = 3, 8, (2, 9, 9, 40)
@@ -46,7 +47,7 @@ def test_biases_of_a_long_text_are_made_for_some_queries_at_a_time(window, monke
         attend = WithinTexts(LENGTHS, causal=False)
         for _ in range(2):  # layers share a table
             with _Largest() as largest:
-                found = attend.attend(None, q, k, v, None, features)
+                found = attend.attend(LayerCall(None, q, k, v, None, features))
             torch.testing.assert_close(found[0], torch.cat(expected), atol=1e-5, rtol=1e-5)
         if most < 1 << 24:
             assert largest.elements < HEADS * 40 * 40

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from attention import LayerSpec
 from attention.dtypes import CACHE_DTYPES
+from attention.forward import LayerCall
 from attention.hook import Step
 from attention.kernels import triton_write
 from attention.kernels.triton_paged import Triton
@@ -147,7 +148,7 @@ def test_a_step_writes_so(monkeypatch):
     class Module:
         layer_idx = 0
 
-    step.attend(Module(), query, key, value, None, {})
+    step.attend(LayerCall(Module(), query, key, value, None, {}))
     ((found, slots, keys, values),) = written
     assert found is cache.layers[0]
     assert slots is batch.device.slots

@@ -36,9 +36,9 @@ class ByDefinition:
     def __init__(self, pattern, layers, prompt_len):
         self.pattern, self.layers, self.prompt_len = pattern, layers, prompt_len
 
-    def attend(self, module, query, key, value, mask, features):
-        layer = self.layers[module.layer_idx]
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    def attend(self, call):
+        layer = self.layers[call.module.layer_idx]
+        query, key, value = (x[0].transpose(0, 1) for x in (call.query, call.key, call.value))
         at = torch.arange(len(query))
         visible = (at <= at[:, None])[:, None].repeat(1, layer.kv_heads, 1)
         if layer.window is not None:

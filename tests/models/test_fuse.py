@@ -45,8 +45,8 @@ LOOKALIKES = {
 class Plain:
     """Attention over one sequence as a whole, causal and within the layer's window."""
 
-    def attend(self, module, query, key, value, mask, features):
-        del module, mask
+    def attend(self, call):
+        _, query, key, value, _, features = call
         at = torch.arange(query.shape[2])
         visible = (at <= at[:, None]) & (at[:, None] - at < (features.get("sliding_window") or CONTEXT))
         return torch.nn.functional.scaled_dot_product_attention(

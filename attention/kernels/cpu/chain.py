@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attention.kernels.cpu import native
+from attention.kernels.cpu.layout import fields
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -36,7 +37,7 @@ class NativeCall(NamedTuple):
 class _Entry(ctypes.Structure):
     """``Entry`` in chain.cpp."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in NativeCall._fields]
+    _fields_ = fields(_SOURCE, "Entry")
 
 
 class Chain:
@@ -97,6 +98,6 @@ def calls_of(function: Any, rows: np.ndarray[Any, Any]) -> list[NativeCall]:
 
 @functools.cache
 def _compiled() -> Any:
-    chain = native.load(_SOURCE, native.kept(), (_Entry,)).longspan_chain
+    chain = native.load(_SOURCE, native.kept()).longspan_chain
     chain.restype = ctypes.c_int64
     return chain

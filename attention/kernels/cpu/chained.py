@@ -102,6 +102,7 @@ class ChainedAttention:
     def prepare(
         self,
         batch: AttentionBatch,
+        given: Array,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -111,13 +112,14 @@ class ChainedAttention:
 
         Args:
             batch: the step's batch; the caller keeps it and the tensors alive until the calls are made.
+            given: what the method of that name gave for the batch.
             query: float32 ``[T, H, D]``, after RoPE, when a layer's calls are made.
             key: float32 ``[T, Hkv, D]``, after RoPE.
             value: float32 ``[T, Hkv, Dv]``.
             output: float32 ``[T, H, Dv]``, contiguous, to be filled.
         """
         self._place(query, key, value, output)
-        self._place_batch(batch)
+        self._place_batch(batch, given)
         advanced = self._kept is not None and self._kept[0] is batch
         before = self._kept[1] if self._kept is not None and advanced else [None] * len(self._alike)
         by_rule = [
@@ -141,19 +143,18 @@ class ChainedAttention:
         np.less(host.positions, host.row_prompt_lens, out=self._given)
         return self._given
 
-    def _place_batch(self, batch: AttentionBatch) -> None:
+    def _place_batch(self, batch: AttentionBatch, given: Array) -> None:
         """Sets where the batch lies, and how many threads compute, likewise."""
-        device, rows = batch.device, len(batch.host.positions)
-        pages = device.page_table
-        placed = (pages, device.slots, self.given(batch)), torch.get_num_threads()
+        pages, slots = batch.device.page_table, batch.device.slots
+        placed = (pages, slots, given), torch.get_num_threads()
         if same(placed, self._batch_placed):
             return
         assert pages.is_contiguous()
         self._batch_placed = placed
         writes, calls = self._writes, self._calls
         calls["page_table"], calls["table_width"] = pages.data_ptr(), pages.shape[1]
-        writes["slots"], writes["rows"] = device.slots.data_ptr(), rows
-        calls["given"], calls["threads"] = self._given.ctypes.data, placed[1]
+        writes["slots"], writes["rows"] = slots.data_ptr(), len(given)
+        calls["given"], calls["threads"] = given.ctypes.data, placed[1]
 
     def _place(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor

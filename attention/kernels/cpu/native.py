@@ -11,10 +11,9 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from attention.kernels.cpu import layout, levels
+from attention.kernels.cpu import levels
 from attention.kernels.cpu.compiling import NativeError, accepts, compiled, compiler, kept_path, packaged
 from attention.kernels.cpu.levels import Level
 from attention.kernels.cpu.trust import distrust, private
@@ -29,7 +28,7 @@ def kept() -> Path:
     return Path(os.environ.get("LONGSPAN_CACHE_DIR", "~/.cache/longspan")).expanduser() / "kernels"
 
 
-def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] = ()) -> ctypes.CDLL:
+def load(main: Path, folder: Path) -> ctypes.CDLL:
     """A source file as a shared library at the level in force.
 
     If ``folder`` cannot be written, or others can write it, a temporary one is used.
@@ -37,11 +36,9 @@ def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] 
     Args:
         main: the source file.
         folder: where compiled libraries are kept; made if it is missing.
-        structures: those that the library takes; compared with its own description of them.
 
     Raises:
         NativeError: the package does not carry it, and there is no compiler, or it fails.
-        LayoutError: the library and Python disagree about a structure.
     """
     level = levels.in_force()
     carried = packaged(main, level.name, level.arguments)
@@ -52,8 +49,6 @@ def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] 
         if isinstance(found, str):
             raise NativeError(found)
         library = found
-    if structures:
-        layout.check(library, main.name, structures)
     levels.settle()
     return library
 

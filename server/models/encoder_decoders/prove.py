@@ -125,17 +125,12 @@ def _served(
     executor = EncoderDecoderExecutor(loaded, attention, cache, "a proof")
     found: list[list[torch.Tensor]] = [[] for _ in tokens]
     done = [0] * len(tokens)
-    while any(done[b] < len(one) for b, one in enumerate(tokens)):
-        active = [b for b, one in enumerate(tokens) if done[b] < len(one)]
+    while active := [b for b, one in enumerate(tokens) if done[b] < len(one)]:
         counts = [_count(done[b], len(tokens[b])) for b in active]
-        ids = [
-            token for b, n in zip(active, counts, strict=True) for token in tokens[b][done[b] : done[b] + n]
-        ]
-        wanted = [b for b, n in zip(active, counts, strict=True) for _ in range(n)]
-        places = [place for b, n in zip(active, counts, strict=True) for place in range(done[b], done[b] + n)]
-        rows = [row for row, (b, place) in enumerate(zip(wanted, places, strict=True)) if place >= starts[b]]
+        places = [(b, done[b] + i) for b, n in zip(active, counts, strict=True) for i in range(n)]
+        rows = [row for row, (b, place) in enumerate(places) if place >= starts[b]]
         step = StepInput(
-            ids=torch.tensor(ids, device=device),
+            ids=torch.tensor([tokens[b][place] for b, place in places], device=device),
             computed=[done[b] for b in active],
             counts=counts,
             prompt_lens=[starts[b] + 1 for b in active],
@@ -147,7 +142,7 @@ def _served(
         )
         logits = executor.logits(step).cpu()
         for row, at in enumerate(rows):
-            found[wanted[at]].append(logits[row])
+            found[places[at][0]].append(logits[row])
         for b, n in zip(active, counts, strict=True):
             done[b] += n
     return [torch.stack(logits) for logits in found]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -115,7 +116,7 @@ class StepInput:
         self.__dict__.update(batch=batch, visible=batch.visible)
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """A model over its paged cache, on one device. Which one runs is chosen once, at start.
 
     Attributes:
@@ -128,7 +129,8 @@ class Executor(Protocol):
         cache: keys and values of all layers.
         rope: the model's rotary embeddings where their frequencies depend on lengths and the pattern lets
             distances grow; else ``None``.
-        thread_invariant: to the last bit, results don't depend on the number of threads.
+        thread_invariant: to the last bit, results don't depend on the number of threads; torch's matrix
+            products may cut their sums by these.
         gives_up: a step can be given up halfway, as ``StepInput.watched`` asks for.
     """
 
@@ -139,10 +141,11 @@ class Executor(Protocol):
     dtype: torch.dtype
     attention: Attention
     cache: PagedCache
-    rope: LengthRope | None
-    thread_invariant: bool
-    gives_up: bool
+    rope: LengthRope | None = None
+    thread_invariant: bool = False
+    gives_up: bool = False
 
+    @abstractmethod
     def logits(self, step: StepInput) -> torch.Tensor:
         """Queues a forward; the step's keys and values are written to the cache.
 
@@ -165,3 +168,4 @@ class Executor(Protocol):
         Raises:
             GivenUpError: see ``StepInput.watched``.
         """
+        return None

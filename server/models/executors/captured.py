@@ -18,9 +18,9 @@ from attention.kernels.capturable import Capturable
 from attention.step import DeviceBatch
 from attention.transfer import device_only, to_device
 from server.models.difference import relative_error
-from server.models.executors.base import PageTable, StepInput
+from server.models.executors.base import Executor, PageTable, StepInput
 from server.models.executors.eager import EagerExecutor
-from server.models.executors.graph import Graph
+from server.models.executors.graph import CudaGraph
 
 # The largest root mean square error of a row's logits, as a share of their standard deviation, for a step
 # captured against the same step computed directly: attention may be cut into other parts, which rounds in
@@ -50,11 +50,11 @@ class _Captured:
 
     ids: torch.Tensor  # int64 [size]
     places: torch.Tensor  # int64 [2, size]: positions, rows of the page table
-    graph: Graph
+    graph: CudaGraph
     logits: torch.Tensor  # [size, V]
 
 
-class CapturedExecutor:
+class CapturedExecutor(Executor):
     """Decode steps are replayed, all others are the eager executor's; see ``Executor``.
 
     Captured steps share one page table, which lies on the device and is kept from step to step. A batch of a
@@ -75,12 +75,10 @@ class CapturedExecutor:
     """
 
     name = "cuda_graphs"
-    thread_invariant = False
-    gives_up = False
 
     @torch.inference_mode()
     def __init__(
-        self, eager: EagerExecutor, graph: Callable[[], Graph], *, most: int, context_length: int
+        self, eager: EagerExecutor, graph: Callable[[], CudaGraph], *, most: int, context_length: int
     ) -> None:
         if reason := obstacle(eager):
             raise CaptureError(reason)
@@ -109,10 +107,6 @@ class CapturedExecutor:
     def logits(self, step: StepInput) -> torch.Tensor:
         """See ``Executor.logits``."""
         return self._replayed(step) if self._fits(step) else self._eager.logits(step)
-
-    def most_likely(self, step: StepInput) -> torch.Tensor | None:
-        """See ``Executor.most_likely``."""
-        return None
 
     def _fits(self, step: StepInput) -> bool:
         """Whether these are decodes, a token each, as many as a captured step can compute."""
@@ -191,7 +185,7 @@ class CapturedExecutor:
         """The position at which steps are tried: the last page's second."""
         return (len(pages) - 1) * self._page_size + min(1, self._page_size - 1)
 
-    def _capture(self, size: int, graph: Graph, pages: list[list[int]]) -> _Captured:
+    def _capture(self, size: int, graph: CudaGraph, pages: list[list[int]]) -> _Captured:
         """A captured step of this batch size, checked against the same step computed directly."""
         device, last = self.device, self._last(pages[0])
         tokens = to_device(torch.tensor([1 + owned[0] % 97 for owned in pages]), device)

@@ -11,12 +11,12 @@ from attention.forward import forward
 from attention.hook import Step
 from attention.step import DeviceBatch
 from attention.transfer import to_device
-from server.models.executors.base import StepInput
+from server.models.executors.base import Executor, StepInput
 from server.models.executors.rotary import lengths_of, rope_in_force, rotations_of
 from server.models.loaded import LoadedModel
 
 
-class EagerExecutor:
+class EagerExecutor(Executor):
     """Runs any model that is called as a causal language model of transformers; see ``Executor``.
 
     Args:
@@ -30,8 +30,6 @@ class EagerExecutor:
     """
 
     name = "layer_by_layer"
-    thread_invariant = False  # torch's matrix products may cut their sums by threads
-    gives_up = False
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
         self.model, self.attention, self.cache, self.reason = loaded.model, attention, cache, reason
@@ -47,10 +45,6 @@ class EagerExecutor:
         rows = None if wanted is None else to_device(wanted, step.ids.device)
         with lengths_of(self.rope, step):
             return self.forward(step.ids, step.batch, rows)
-
-    def most_likely(self, step: StepInput) -> torch.Tensor | None:
-        """See ``Executor.most_likely``."""
-        return None
 
     def forward(
         self, ids: torch.Tensor, batch: AttentionBatch | DeviceBatch, rows: torch.Tensor | None = None

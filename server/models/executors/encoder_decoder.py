@@ -14,14 +14,13 @@ from attention.backends import Attention
 from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.encoder_decoder import DecoderStep, SourceWriter
-from attention.rope import LengthRope
 from attention.transfer import to_device
-from server.models.executors.base import StepInput, filled
+from server.models.executors.base import Executor, StepInput, filled
 from server.models.halves import Halves
 from server.models.loaded import LoadedModel
 
 
-class EncoderDecoderExecutor:
+class EncoderDecoderExecutor(Executor):
     """See ``Executor``.
 
     Args:
@@ -32,9 +31,6 @@ class EncoderDecoderExecutor:
     """
 
     name = "encoder_decoder"
-    thread_invariant = False  # torch's matrix products may cut their sums by threads
-    gives_up = False
-    rope: LengthRope | None = None
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
         assert loaded.halves is not None
@@ -63,10 +59,6 @@ class EncoderDecoderExecutor:
         attend = DecoderStep(self.attention, self.cache, self._halves.roles, batch, sources, pages)
         flat, rows = (to_device(torch.tensor(found), self.device) for found in (decoder.flat, decoder.rows))
         return self._halves.decode(step.ids[flat], batch.device.positions, rows, attend)
-
-    def most_likely(self, step: StepInput) -> torch.Tensor | None:
-        """See ``Executor.most_likely``."""
-        return None
 
     def _encode(self, step: StepInput) -> None:
         """Writes the keys and values of the sources that this step completes."""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 
-class Graph(Protocol):
-    """A computation that is captured once on a device and replayed on the same memory."""
+class CudaGraph:
+    """A computation that is captured once on a CUDA device and replayed on the same memory.
+
+    Args:
+        pool: of memory (``torch.cuda.graph_pool_handle``), shared with graphs that run one after another.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Computes, and captures the computation.
@@ -21,23 +28,6 @@ class Graph(Protocol):
         Raises:
             Exception: the computation needs the host, or the device can't capture it.
         """
-
-    def replay(self) -> None:
-        """Queues the computation again."""
-
-
-class CudaGraph:
-    """A graph of CUDA.
-
-    Args:
-        pool: of memory (``torch.cuda.graph_pool_handle``), shared with graphs that run one after another.
-    """
-
-    def __init__(self, pool: Any) -> None:
-        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
-
-    def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """See ``Graph.capture``."""
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -50,7 +40,7 @@ class CudaGraph:
             return compute()
 
     def replay(self) -> None:
-        """See ``Graph.replay``."""
+        """Queues the computation again."""
         self._graph.replay()
 
 

@@ -9,7 +9,7 @@ from attention.cache import PagedCache
 from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.chained import ChainedAttention
 from attention.kernels.cpu.paged import CpuPaged
-from server.models.executors.base import GivenUpError, StepInput
+from server.models.executors.base import Executor, GivenUpError, StepInput
 from server.models.executors.following import FollowingBatches
 from server.models.executors.rotary import lengths_of, rope_in_force
 from server.models.loaded import LoadedModel
@@ -18,7 +18,7 @@ from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.model import QuantizedModel
 
 
-class NativeExecutor:
+class NativeExecutor(Executor):
     """See ``Executor``.
 
     Args:
@@ -79,8 +79,9 @@ class NativeExecutor:
         hidden = model.embedding(step.ids)
         with lengths_of(self.rope, step):
             angles = model.rotary.at(batch.device.positions)
-        heads, attended = model.decoder.place(hidden, angles, self._attention.given(batch))
-        self._attention.prepare(batch, heads.queries, heads.keys, heads.values, attended)
+        given = self._attention.given(batch)
+        heads, attended = model.decoder.place(hidden, angles, given)
+        self._attention.prepare(batch, given, heads.queries, heads.keys, heads.values, attended)
         return hidden
 
 

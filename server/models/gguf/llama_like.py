@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from server.models.gguf.experts import EXPERTS, read_experts
@@ -41,10 +42,6 @@ _ATTENTION_CAP, _FINAL_CAP, _GEMMA2_WINDOW = 50.0, 30.0, 4096
 _LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 
 
-def _mixtral(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
-    return read_experts(reading, "num_local_experts")
-
-
 def _qwen2_moe(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
     return {
         **_qwen_experts(reading, values, normalized=False),
@@ -52,10 +49,6 @@ def _qwen2_moe(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
             "expert_shared_feed_forward_length", values["intermediate_size"]
         ),
     }
-
-
-def _qwen3_moe(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
-    return _qwen_experts(reading, values, normalized=True)
 
 
 def _qwen_experts(reading: Reading, values: dict[str, Any], *, normalized: bool) -> dict[str, Any]:
@@ -106,7 +99,10 @@ def _granite(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
 _LLAMA_ROW = Row("llama", _LLAMA, biases=_BIASES)
 _MISTRAL_ROW = Row("mistral", _LLAMA, window=Window())
 _MIXTRAL_ROW = Row(
-    "mixtral", {**ATTENTION, **_SIDE_BY_SIDE, **NORMS, **EXPERTS}, window=Window(), more=_mixtral
+    "mixtral",
+    {**ATTENTION, **_SIDE_BY_SIDE, **NORMS, **EXPERTS},
+    window=Window(),
+    more=lambda reading, _: read_experts(reading, "num_local_experts"),
 )
 # Mistral whose queries grow with their position.
 _MINISTRAL3_ROW = Row(
@@ -137,7 +133,7 @@ ROWS = {
         "qwen3_moe",
         {**ATTENTION, **NORMS, **_HEAD_NORMS, **EXPERTS},
         biases={"attention_bias": ATTENTION_BIASES},
-        more=_qwen3_moe,
+        more=partial(_qwen_experts, normalized=True),
     ),
     # Files do not say that every fourth layer has no rotary embedding.
     "smollm3": Row("smollm3", _LLAMA, biases=_BIASES, head_size=None, fixed={"no_rope_layer_interval": 4}),

@@ -11,6 +11,7 @@ from server.models.gguf.transforms import by_head, in_turn, key_row, minus_one, 
 from server.models.gguf.windows import Window
 
 _LAYER_NORM = "attention.layer_norm_epsilon"
+_COHERE_KEYS = {**SIZES, _LAYER_NORM: "layer_norm_eps", "logit_scale": "logit_scale"}
 _UNGATED_BIASES = ("ffn_up", "ffn_down")
 
 
@@ -19,23 +20,11 @@ def _phi3(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
     return {"original_max_position_embeddings": reading.get("rope.scaling.original_context_length", context)}
 
 
-def _gpt_neox(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
-    return {"use_parallel_residual": bool(reading.get("use_parallel_residual"))}
-
-
 def _stablelm(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
     return {
         "use_parallel_residual": not reading.has("ffn_norm"),
         "qk_layernorm": reading.has("attn_q_norm"),
     }
-
-
-def _cohere(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
-    return {"logit_scale": reading.get("logit_scale"), "use_qk_norm": reading.has("attn_q_norm")}
-
-
-def _cohere2(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
-    return {"logit_scale": reading.get("logit_scale")}
 
 
 def _gpt_oss(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +129,7 @@ ROWS = {
         head_size=None,
         rope="partial",
         biases={"attention_bias": ("attn_qkv", "attn_output")},
-        more=_gpt_neox,
+        more=lambda reading, _: {"use_parallel_residual": bool(reading.get("use_parallel_residual"))},
     ),
     "stablelm": Row(
         "stablelm",
@@ -183,18 +172,17 @@ ROWS = {
             "self_attn.q_norm": "attn_q_norm",
             "self_attn.k_norm": "attn_k_norm",
         },
-        keys={**SIZES, _LAYER_NORM: "layer_norm_eps"},
+        keys=_COHERE_KEYS,
         head_size=None,
         biases={"attention_bias": ATTENTION_BIASES},
-        more=_cohere,
+        more=lambda reading, _: {"use_qk_norm": reading.has("attn_q_norm")},
     ),
     "cohere2": Row(
         "cohere2",
         {**ATTENTION, **MLP, "input_layernorm": "attn_norm"},
-        keys={**SIZES, _LAYER_NORM: "layer_norm_eps"},
+        keys=_COHERE_KEYS,
         biases={"attention_bias": ATTENTION_BIASES},
         window=Window(period=4, by_layer=True),
-        more=_cohere2,
     ),
     "glm4": Row(
         "glm4",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from attention.forward import Attend
+from attention.forward import Attend, LayerCall
 from attention.kernels.cpu.chain import Chain, NativeCall, Placed, same, table
 from attention.kernels.cpu.chained import ChainedAttention
 from server.models.quantized.layer import QuantizedLayer
@@ -64,7 +64,8 @@ class QuantizedStack(nn.Module):
         first.run()
         query, key, value = (part.transpose(0, 1)[None] for part in heads[1:])
         for layer, after in zip(self._in_order, others, strict=True):
-            attended.copy_(attend.attend(layer, query, key, value, None, layer.features)[0])
+            call = LayerCall(layer, query, key, value, None, layer.features)
+            attended.copy_(attend.attend(call)[0])
             after.run()
         return hidden
 
