@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from attention.kernels.cpu import calls, chain, compiling, layout, levels, native, select
-from server.models.quantized import native as quantized
+from attention.kernels.cpu import compiling, levels, native
+from attention.kernels.cpu.layout import LayoutError
 from tests.instructions import at
 
 
@@ -205,56 +205,44 @@ def test_a_level_cannot_be_set_once_code_of_another_is_loaded(source, tmp_path, 
         assert levels.in_force().name == "portable"
 
 
-SHARED = {
-    "paged_call.hpp": [calls.Call],
-    "paged_write.hpp": [calls.Write],
-    "select_call.hpp": [select.Update, select.Selection],
-    "chain.cpp": [chain._Entry],
-    "../../../server/models/quantized/stage.hpp": [
-        *(quantized.Stage, quantized.Run, quantized._Pack, quantized._LookUp),
-    ],
-}
-
-
-@pytest.mark.parametrize("header", SHARED)
-def test_python_has_the_structures_of_the_headers(header, tmp_path):
-    """Their sizes, and each field's offset and size, as the compiler lays them out."""
-    path = Path(native.__file__).parent / header
-    expected, asked = [], []
-    for structure in SHARED[header]:
-        name = structure.__name__.lstrip("_")
-        expected.append(ctypes.sizeof(structure))
-        asked.append(f"sizeof({name})")
-        for field, _ in structure._fields_:
-            place = getattr(structure, field)
-            expected += [place.offset, place.size]
-            asked += [f"offsetof({name}, {field})", f"sizeof({name}::{field})"]
-    source = tmp_path / "told.cpp"
-    source.write_text(
-        f"""#include "{path}"
-        #include <cstddef>
-        extern "C" __attribute__((visibility("default"))) const size_t told[] = {{{", ".join(asked)}}};"""
-    )
-    library = native.load(source, tmp_path / "kernels")
-    assert list((ctypes.c_size_t * len(expected)).in_dll(library, "told")) == expected
-
-
 @pytest.mark.parametrize(
-    ("line", "wrong"),
+    ("fields", "difference"),
     [
-        ("int32_t a;", "type of  int32_t a; of Pair"),
-        ("int64_t a[2];", "type of"),
-        ("Other a;", "type of"),
-        ("int64_t a = 1;", "type of"),
+        ([("a", ctypes.c_int64), ("b", ctypes.c_int32)], None),
+        (
+            [("b", ctypes.c_int64), ("a", ctypes.c_int32)],
+            "in C++ the field a of 8 bytes at 0, in Python b of 8",
+        ),
+        (
+            [("a", ctypes.c_int64), ("b", ctypes.c_int64)],
+            "field b of 4 bytes at 8, in Python b of 8 bytes at 8",
+        ),
+        ([("a", ctypes.c_int64)], "16 bytes in C++, 8 in Python"),
     ],
 )
-def test_a_field_of_another_type_is_an_error(line, wrong, tmp_path):
-    header = tmp_path / "pair.hpp"
-    header.write_text(f"struct Pair {{\n  const float* f;  // [n]\n  {line}\n}};\n")
-    with pytest.raises(ValueError, match=re.escape(wrong)):
-        layout.fields(header, "Pair")
-    with pytest.raises(ValueError, match=r"pair\.hpp has no structure Other"):
-        layout.fields(header, "Other")
+def test_structures_that_differ_are_an_error(fields, difference, tmp_path):
+    header = Path(native.__file__).with_name("layout.hpp")
+    source = tmp_path / "pair.cpp"
+    source.write_text(
+        f"""#include "{header}"
+        #include <cstdint>
+        struct Pair {{ int64_t a; int32_t b; }};
+        extern "C" __attribute__((visibility("default"))) const char* longspan_layout() {{
+          using Type = Pair;
+          static const std::string text =
+              described("Pair", sizeof(Pair), {{LONGSPAN_FIELD(a), LONGSPAN_FIELD(b)}});
+          return text.c_str();
+        }}"""
+    )
+    structure = type("_Pair", (ctypes.Structure,), {"_fields_": fields})
+    if difference is None:
+        native.load(source, tmp_path / "kernels", [structure])
+        unknown = type("Other", (ctypes.Structure,), {"_fields_": fields})
+        with pytest.raises(LayoutError, match="structure Other: there is nothing of this name"):
+            native.load(source, tmp_path / "kernels", [unknown])
+    else:
+        with pytest.raises(LayoutError, match=re.escape(difference)):
+            native.load(source, tmp_path / "kernels", [structure])
 
 
 def test_a_library_that_another_user_could_have_written_is_not_loaded(source, tmp_path, caplog):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.kernels.cpu import native
-from attention.kernels.cpu.layout import fields
 
 SOURCE = Path(__file__).with_name("paged.cpp")
 
@@ -21,13 +20,26 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4
 class Call(ctypes.Structure):
     """``Call`` in paged_call.hpp."""
 
-    _fields_ = fields(SOURCE.with_name("paged_call.hpp"), "Call")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "rerotated", "keys", "values", "page_table")),
+        *((name, ctypes.c_void_p) for name in ("rows", "owners", "ranges", "given")),
+        *((name, ctypes.c_void_p) for name in ("sinks", "output", "parallel")),
+        *((name, ctypes.c_int64) for name in ("entries", "range_heads", "range_count")),
+        *((name, ctypes.c_int64) for name in ("query_heads", "kv_heads", "head_size", "value_size")),
+        *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),
+        *((name, ctypes.c_int64) for name in ("near", "dtype", "pairs", "threads")),
+        *((name, ctypes.c_double) for name in ("scale", "softcap")),
+    ]
 
 
 class Write(ctypes.Structure):
     """``Write`` in paged_write.hpp."""
 
-    _fields_ = fields(SOURCE.with_name("paged_write.hpp"), "Write")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("key", "value", "keys", "values", "slots")),
+        *((name, ctypes.c_int64) for name in ("rows", "key_stride", "value_stride")),
+        *((name, ctypes.c_int64) for name in ("key_numbers", "value_numbers", "dtype")),
+    ]
 
 
 class Compiled(NamedTuple):
@@ -53,7 +65,7 @@ def compiled() -> Compiled:
     Raises:
         NativeError: it cannot be compiled; the message says why, as part of a sentence.
     """
-    library = native.load(SOURCE, native.kept())
+    library = native.load(SOURCE, native.kept(), (Call, Write))
     library.longspan_attend.restype = library.longspan_write.restype = None
     has_pairs = bool(library.longspan_has_pairs())
     return Compiled(

@@ -4,8 +4,10 @@
 
 #include <cstdint>
 
+#include "layout.hpp"
+
 struct Entry {
-  void* function;  // takes the argument
+  void (*function)(const void*);
   const void* argument;
 };
 
@@ -25,7 +27,21 @@ extern "C" __attribute__((visibility("default"))) int64_t longspan_chain(const E
                                                                          int64_t watched) {
   for (int64_t i = 0; i < count; ++i) {
     if (watched >= 0 && readable(static_cast<int>(watched))) return i;
-    reinterpret_cast<void (*)(const void*)>(entries[i].function)(entries[i].argument);
+    entries[i].function(entries[i].argument);
   }
   return count;
+}
+
+namespace {
+
+std::string layout_of_entry() {
+  using Type = Entry;
+  return described("Entry", sizeof(Type), {LONGSPAN_FIELD(function), LONGSPAN_FIELD(argument)});
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* longspan_layout() {
+  static const std::string layout = layout_of_entry();
+  return layout.c_str();
 }

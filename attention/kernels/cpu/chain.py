@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attention.kernels.cpu import native
-from attention.kernels.cpu.layout import fields
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -37,7 +36,7 @@ class NativeCall(NamedTuple):
 class _Entry(ctypes.Structure):
     """``Entry`` in chain.cpp."""
 
-    _fields_ = fields(_SOURCE, "Entry")
+    _fields_ = [(name, ctypes.c_void_p) for name in NativeCall._fields]
 
 
 class Chain:
@@ -98,6 +97,6 @@ def calls_of(function: Any, rows: np.ndarray[Any, Any]) -> list[NativeCall]:
 
 @functools.cache
 def _compiled() -> Any:
-    chain = native.load(_SOURCE, native.kept()).longspan_chain
+    chain = native.load(_SOURCE, native.kept(), (_Entry,)).longspan_chain
     chain.restype = ctypes.c_int64
     return chain

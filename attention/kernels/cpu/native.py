@@ -11,9 +11,10 @@ import functools
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from attention.kernels.cpu import levels
+from attention.kernels.cpu import layout, levels
 from attention.kernels.cpu.compiling import NativeError, accepts, compiled, compiler, kept_path, packaged
 from attention.kernels.cpu.levels import Level
 from attention.kernels.cpu.trust import distrust, private
@@ -28,7 +29,7 @@ def kept() -> Path:
     return Path(os.environ.get("LONGSPAN_CACHE_DIR", "~/.cache/longspan")).expanduser() / "kernels"
 
 
-def load(main: Path, folder: Path) -> ctypes.CDLL:
+def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] = ()) -> ctypes.CDLL:
     """A source file as a shared library at the level in force.
 
     If ``folder`` cannot be written, or others can write it, a temporary one is used.
@@ -36,9 +37,11 @@ def load(main: Path, folder: Path) -> ctypes.CDLL:
     Args:
         main: the source file.
         folder: where compiled libraries are kept; made if it is missing.
+        structures: those that the library takes; compared with its own description of them.
 
     Raises:
         NativeError: the package does not carry it, and there is no compiler, or it fails.
+        LayoutError: the library and Python disagree about a structure.
     """
     level = levels.in_force()
     carried = packaged(main, level.name, level.arguments)
@@ -49,6 +52,8 @@ def load(main: Path, folder: Path) -> ctypes.CDLL:
         if isinstance(found, str):
             raise NativeError(found)
         library = found
+    if structures:
+        layout.check(library, main.name, structures)
     levels.settle()
     return library
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <memory>
 
+#include "layout.hpp"
 #include "matrix_use.hpp"
 #include "paged_blocks.hpp"
 #include "paged_rows.hpp"
@@ -115,4 +116,37 @@ extern "C" __attribute__((visibility("default"))) void longspan_write(const Writ
   void (*const by_dtype[])(const Write&) = {write_rows<Float32>, write_rows<BFloat16>, write_rows<Float16>,
                                             write_rows<Float8>};
   by_dtype[write->dtype](*write);
+}
+
+namespace {
+
+std::string layout_of_call() {
+  using Type = Call;
+  return described("Call", sizeof(Type),
+                   {LONGSPAN_FIELD(query),       LONGSPAN_FIELD(rerotated),   LONGSPAN_FIELD(keys),
+                    LONGSPAN_FIELD(values),      LONGSPAN_FIELD(page_table),  LONGSPAN_FIELD(rows),
+                    LONGSPAN_FIELD(owners),      LONGSPAN_FIELD(ranges),      LONGSPAN_FIELD(given),
+                    LONGSPAN_FIELD(sinks),       LONGSPAN_FIELD(output),      LONGSPAN_FIELD(parallel),
+                    LONGSPAN_FIELD(entries),     LONGSPAN_FIELD(range_heads), LONGSPAN_FIELD(range_count),
+                    LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(kv_heads),    LONGSPAN_FIELD(head_size),
+                    LONGSPAN_FIELD(value_size),  LONGSPAN_FIELD(row_stride),  LONGSPAN_FIELD(head_stride),
+                    LONGSPAN_FIELD(page_size),   LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(near),
+                    LONGSPAN_FIELD(dtype),       LONGSPAN_FIELD(pairs),       LONGSPAN_FIELD(threads),
+                    LONGSPAN_FIELD(scale),       LONGSPAN_FIELD(softcap)});
+}
+
+std::string layout_of_write() {
+  using Type = Write;
+  return described(
+      "Write", sizeof(Type),
+      {LONGSPAN_FIELD(key), LONGSPAN_FIELD(value), LONGSPAN_FIELD(keys), LONGSPAN_FIELD(values), LONGSPAN_FIELD(slots),
+       LONGSPAN_FIELD(rows), LONGSPAN_FIELD(key_stride), LONGSPAN_FIELD(value_stride), LONGSPAN_FIELD(key_numbers),
+       LONGSPAN_FIELD(value_numbers), LONGSPAN_FIELD(dtype)});
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* longspan_layout() {
+  static const std::string layout = layout_of_call() + layout_of_write();
+  return layout.c_str();
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "float8.hpp"
+#include "layout.hpp"
 #include "select_best.hpp"
 #include "select_bounds.hpp"
 #include "select_quick.hpp"
@@ -205,4 +206,33 @@ extern "C" __attribute__((visibility("default"))) void longspan_select(Selection
                 selecting.products < kParallelProducts ? 1 : call->threads);
     call->exact += selecting.exact;
   }
+}
+
+namespace {
+
+std::string layout_of_update() {
+  using Type = Update;
+  return described("Update", sizeof(Type),
+                   {LONGSPAN_FIELD(keys), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(pages), LONGSPAN_FIELD(parallel),
+                    LONGSPAN_FIELD(count), LONGSPAN_FIELD(page_size), LONGSPAN_FIELD(kv_heads),
+                    LONGSPAN_FIELD(head_size), LONGSPAN_FIELD(dtype), LONGSPAN_FIELD(threads)});
+}
+
+std::string layout_of_selection() {
+  using Type = Selection;
+  return described(
+      "Selection", sizeof(Type),
+      {LONGSPAN_FIELD(query),       LONGSPAN_FIELD(summary),    LONGSPAN_FIELD(page_table),   LONGSPAN_FIELD(rows),
+       LONGSPAN_FIELD(owners),      LONGSPAN_FIELD(positions),  LONGSPAN_FIELD(ranges),       LONGSPAN_FIELD(parallel),
+       LONGSPAN_FIELD(entries),     LONGSPAN_FIELD(selected),   LONGSPAN_FIELD(query_heads),  LONGSPAN_FIELD(kv_heads),
+       LONGSPAN_FIELD(head_size),   LONGSPAN_FIELD(row_stride), LONGSPAN_FIELD(head_stride),  LONGSPAN_FIELD(page_size),
+       LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(sink_pages), LONGSPAN_FIELD(recent_pages), LONGSPAN_FIELD(window),
+       LONGSPAN_FIELD(dtype),       LONGSPAN_FIELD(threads),    LONGSPAN_FIELD(exact),        LONGSPAN_FIELD(scale)});
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* longspan_layout() {
+  static const std::string layout = layout_of_update() + layout_of_selection();
+  return layout.c_str();
 }

@@ -15,26 +15,35 @@ from attention.cache import PagedCache
 from attention.kernels.cpu import native
 from attention.kernels.cpu.calls import DTYPES
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
-from attention.kernels.cpu.layout import fields
 from attention.patterns.base import Pattern
 from attention.patterns.topk import TopK
 from attention.patterns.written import Written
 from attention.step import Array
 from attention.types import LayerCache, LayerSpec
 
-_HEADER = Path(__file__).with_name("select_call.hpp")
-
 
 class Update(ctypes.Structure):
     """``Update`` in select_call.hpp. The caller keeps the memory behind its addresses alive."""
 
-    _fields_ = fields(_HEADER, "Update")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("keys", "summary", "pages", "parallel")),
+        *((name, ctypes.c_int64) for name in ("count", "page_size", "kv_heads", "head_size")),
+        *((name, ctypes.c_int64) for name in ("dtype", "threads")),
+    ]
 
 
 class Selection(ctypes.Structure):
     """``Selection`` in select_call.hpp. The caller keeps the memory behind its addresses alive."""
 
-    _fields_ = fields(_HEADER, "Selection")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "summary", "page_table", "rows", "owners")),
+        *((name, ctypes.c_void_p) for name in ("positions", "ranges", "parallel")),
+        *((name, ctypes.c_int64) for name in ("entries", "selected", "query_heads", "kv_heads", "head_size")),
+        *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),
+        *((name, ctypes.c_int64) for name in ("sink_pages", "recent_pages", "window", "dtype", "threads")),
+        ("exact", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+    ]
 
 
 class Compiled(NamedTuple):
@@ -58,7 +67,7 @@ def compiled() -> Compiled:
     Raises:
         NativeError: they cannot be compiled; the message says why, as part of a sentence.
     """
-    library = native.load(Path(__file__).with_name("select.cpp"), native.kept())
+    library = native.load(Path(__file__).with_name("select.cpp"), native.kept(), (Update, Selection))
     library.longspan_update.restype = library.longspan_select.restype = None
     return Compiled(library.longspan_update, library.longspan_select, *native.openmp("GOMP_parallel"))
 

@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "../../../attention/kernels/cpu/layout.hpp"
 #include "../../../attention/kernels/cpu/threads.hpp"
 #include "lookup.hpp"
 #include "pack.hpp"
@@ -297,4 +298,49 @@ extern "C" __attribute__((visibility("default"))) void longspan_pack(Pack* pack)
 
 extern "C" __attribute__((visibility("default"))) void longspan_look_up(LookUp* call) {
   (call->bits == 4 ? look_up<Form::kFour> : look_up<Form::kEight>)(*call);
+}
+
+namespace {
+
+std::string layout_of_stage() {
+  using Type = Stage;
+  return described("Stage", sizeof(Type),
+                   {LONGSPAN_FIELD(input),        LONGSPAN_FIELD(norm),          LONGSPAN_FIELD(codes),
+                    LONGSPAN_FIELD(scales),       LONGSPAN_FIELD(bias),          LONGSPAN_FIELD(output),
+                    LONGSPAN_FIELD(cosines),      LONGSPAN_FIELD(sines),         LONGSPAN_FIELD(positions),
+                    LONGSPAN_FIELD(query_norm),   LONGSPAN_FIELD(key_norm),      LONGSPAN_FIELD(likely),
+                    LONGSPAN_FIELD(input_stride), LONGSPAN_FIELD(output_stride), LONGSPAN_FIELD(inputs),
+                    LONGSPAN_FIELD(outputs),      LONGSPAN_FIELD(bits),          LONGSPAN_FIELD(gated),
+                    LONGSPAN_FIELD(added),        LONGSPAN_FIELD(query_heads),   LONGSPAN_FIELD(kv_heads),
+                    LONGSPAN_FIELD(head_size),    LONGSPAN_FIELD(epsilon),       LONGSPAN_FIELD(head_epsilon)});
+}
+
+std::string layout_of_run() {
+  using Type = Run;
+  return described("Run", sizeof(Type),
+                   {LONGSPAN_FIELD(stages), LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(barrier), LONGSPAN_FIELD(given),
+                    LONGSPAN_FIELD(count), LONGSPAN_FIELD(rows), LONGSPAN_FIELD(threads)});
+}
+
+std::string layout_of_pack() {
+  using Type = Pack;
+  return described("Pack", sizeof(Type),
+                   {LONGSPAN_FIELD(weights), LONGSPAN_FIELD(codes), LONGSPAN_FIELD(scales), LONGSPAN_FIELD(parallel),
+                    LONGSPAN_FIELD(inputs), LONGSPAN_FIELD(outputs), LONGSPAN_FIELD(bits), LONGSPAN_FIELD(threads),
+                    LONGSPAN_FIELD(exactly), LONGSPAN_FIELD(exact), LONGSPAN_FIELD(finite)});
+}
+
+std::string layout_of_lookup() {
+  using Type = LookUp;
+  return described(
+      "LookUp", sizeof(Type),
+      {LONGSPAN_FIELD(ids), LONGSPAN_FIELD(codes), LONGSPAN_FIELD(scales), LONGSPAN_FIELD(output), LONGSPAN_FIELD(rows),
+       LONGSPAN_FIELD(inputs), LONGSPAN_FIELD(outputs), LONGSPAN_FIELD(bits), LONGSPAN_FIELD(missing)});
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* longspan_layout() {
+  static const std::string layout = layout_of_stage() + layout_of_run() + layout_of_pack() + layout_of_lookup();
+  return layout.c_str();
 }

@@ -13,34 +13,51 @@ import torch
 
 from attention.kernels.cpu import native
 from attention.kernels.cpu.chain import NativeCall, calls_of, table
-from attention.kernels.cpu.layout import fields
 
 _SOURCE = Path(__file__).with_name("linear.cpp")
-_HEADER = _SOURCE.with_name("stage.hpp")
 
 
 class Stage(ctypes.Structure):
     """``Stage`` in stage.hpp. The caller that fills it keeps alive the memory of its addresses."""
 
-    _fields_ = fields(_HEADER, "Stage")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "norm", "codes", "scales", "bias", "output")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("cosines", "sines", "positions", "query_norm", "key_norm", "likely")
+        ),
+        *((name, ctypes.c_int64) for name in ("input_stride", "output_stride", "inputs", "outputs", "bits")),
+        *((name, ctypes.c_int64) for name in ("gated", "added", "query_heads", "kv_heads", "head_size")),
+        *((name, ctypes.c_double) for name in ("epsilon", "head_epsilon")),
+    ]
 
 
 class Run(ctypes.Structure):
     """``Run`` in stage.hpp: stages on the same rows, each with the output of the one before as input."""
 
-    _fields_ = fields(_HEADER, "Run")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("stages", "parallel", "barrier", "given")),
+        *((name, ctypes.c_int64) for name in ("count", "rows", "threads")),
+    ]
 
 
 class _Pack(ctypes.Structure):
     """``Pack`` in stage.hpp."""
 
-    _fields_ = fields(_HEADER, "Pack")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weights", "codes", "scales", "parallel")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "bits", "threads", "exactly")),
+        *((name, ctypes.c_int64) for name in ("exact", "finite")),
+    ]
 
 
 class _LookUp(ctypes.Structure):
     """``LookUp`` in stage.hpp."""
 
-    _fields_ = fields(_HEADER, "LookUp")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("ids", "codes", "scales", "output")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "bits", "missing")),
+    ]
 
 
 class _Compiled(NamedTuple):
@@ -184,7 +201,7 @@ def check() -> None:
 
 @functools.cache
 def _compiled() -> _Compiled:
-    library = native.load(_SOURCE, native.kept())
+    library = native.load(_SOURCE, native.kept(), (Stage, Run, _Pack, _LookUp))
     functions = library.longspan_run, library.longspan_pack, library.longspan_look_up
     for function in functions:
         function.restype = None
