@@ -98,7 +98,7 @@ def _check_type(folder: Path) -> None:
         )
     raise RefusedError(
         f"{folder}/config.json can't be used: transformers {transformers.__version__} knows no model type "
-        f"{kind!r}; choose another model, or install a version of transformers that knows it"
+        f"{repr(kind)[:80]}; choose another model, or install a version of transformers that knows it"
     )
 
 
@@ -106,7 +106,7 @@ def _check_kind(folder: Path, config: Any) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
         raise RefusedError(f"{kind} is an encoder-decoder model; {_CHOOSE}")
-    named = config.architectures or []
+    named = [str(name)[:80] for name in config.architectures or []]
     if is_encoder(config):
         raise RefusedError(
             f"{folder} holds {named[0] if named else kind}, an encoder: its tokens see those after them too, "

@@ -28,7 +28,7 @@ from tests.models.variations import vary
 from tests.models_zoo import save_tiny
 
 FAMILIES: dict[str, Callable[[str, Path], Path]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen3", "gemma3", "gpt2", "opt", "mixtral", "bloom"), save_tiny),
+    **dict.fromkeys(("llama", "mistral", "qwen3", "gemma3", "gpt2", "opt", "mixtral", "gpt_neox"), save_tiny),
     **dict.fromkeys(("bert", "roberta", "modernbert", "mpnet", "longformer"), save_encoder),
     "bert that fills": lambda _, folder: save_encoder("bert", folder, "MaskedLM"),
     "bert that scores": lambda _, folder: save_encoder("bert", folder, "SequenceClassification"),

@@ -100,7 +100,9 @@ def has_bias(reading: Reading, stem: str) -> bool:
 def _check_kind(reading: Reading) -> None:
     kind = reading.file.metadata.get("general.type", "model")
     if kind != "model":
-        raise ValueError(f"it holds no model but what it calls {kind}; name the file of the model itself")
+        raise ValueError(
+            f"it holds no model but what it calls {str(kind)[:80]}; name the file of the model itself"
+        )
     reading.expect("attention.causal", True)
     reading.expect("pooling_type", _NO_POOLING)
 

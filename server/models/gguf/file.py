@@ -40,7 +40,7 @@ class Metadata(Mapping[str, Any]):
             try:
                 value = field.contents()
             except UnicodeDecodeError as error:
-                raise ValueError(f"its {key} has text that is not UTF-8 ({error.object!r})") from error
+                raise ValueError(f"its {key} has text that is not UTF-8 ({error.object[:80]!r})") from error
             if field.types == [gguf.GGUFValueType.FLOAT32]:
                 value = float(str(np.float32(value)))
             self._values[key] = value

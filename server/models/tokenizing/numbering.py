@@ -185,7 +185,7 @@ def _listed(table: _Table, folder: Path) -> list[int]:
     if any(type(number) is not int for number in numbers) or sorted(numbers) != list(range(len(listed))):
         raise ValueError("vocab.json does not number its tokens from 0 on")
     if lacking := [token for token in (table.unknown, "</s>") if token not in listed]:
-        raise ValueError(f"vocab.json lacks the token {lacking[0]!r}")
+        raise ValueError(f"vocab.json lacks the token {lacking[0][:80]!r}")
     pieces = {
         piece.piece: index
         for index, piece in enumerate(table.pieces)
@@ -224,7 +224,9 @@ def _languages(name: str) -> Any:
 def _chosen(config: dict[str, Any], usual: str, known: Sequence[str]) -> str:
     language = config.get("src_lang") or usual
     if language not in known:
-        raise ValueError(f"tokenizer_config.json names the language {language!r}, which its class lacks")
+        raise ValueError(
+            f"tokenizer_config.json names the language {repr(language)[:80]}, which its class lacks"
+        )
     return str(language)
 
 

@@ -97,8 +97,8 @@ def _merges(normal: dict[str, int], scores: list[float]) -> list[tuple[str, str]
     for token in normal:
         if lost := [letter for letter in token if letter not in normal]:
             raise ValueError(
-                f"SentencePiece makes its token {token!r} of characters of which {lost[0]!r} is no token, "
-                "which Longspan can't"
+                f"SentencePiece makes its token {token[:80]!r} of characters of which {lost[0]!r} is no "
+                "token, which Longspan can't"
             )
     found = [
         (-scores[index], index, -cut, token[:cut], token[cut:])

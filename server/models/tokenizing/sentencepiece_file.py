@@ -130,4 +130,6 @@ def add_tokens(tokenizer: Tokenizer, folder: Path, config: dict[str, Any]) -> No
         add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
         add([token])
         if (found := tokenizer.token_to_id(token.content)) != index:
-            raise ValueError(f"its added token {token.content!r} should have the id {index}, not {found}")
+            raise ValueError(
+                f"its added token {token.content[:80]!r} should have the id {index}, not {found}"
+            )

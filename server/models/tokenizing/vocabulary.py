@@ -71,7 +71,9 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     seen: dict[str, int] = {}
     for number, token in enumerate(tokens):
         if token and seen.setdefault(token, number) != number:
-            raise ValueError(f"its tokens {seen[token]} and {number} are both {token!r}; the file is damaged")
+            raise ValueError(
+                f"its tokens {seen[token]} and {number} are both {repr(token)[:80]}; the file is damaged"
+            )
     kinds = metadata.get("tokenizer.ggml.token_type")
     if kinds is None:
         kinds = [TokenType.BYTE if _BYTE.fullmatch(token) else TokenType.NORMAL for token in tokens]
@@ -120,5 +122,5 @@ def listed_ends(metadata: Mapping[str, Any], size: int) -> list[int]:
 
 def _checked(key: str, token: Any, size: int) -> int:
     if not isinstance(token, int) or not 0 <= token < size:
-        raise ValueError(f"its {key} is {token!r}; its vocabulary has the tokens 0 to {size - 1}")
+        raise ValueError(f"its {key} is {repr(token)[:80]}; its vocabulary has the tokens 0 to {size - 1}")
     return token
