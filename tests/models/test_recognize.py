@@ -116,6 +116,9 @@ def test_an_unknown_type(tmp_path):
     edit(folder, model_type="unheard_of")
     with pytest.raises(RefusedError, match=r"transformers [0-9.]+ knows no model type 'unheard_of'"):
         read_config(folder)
+    edit(folder, model_type="[" * 3000)
+    with pytest.raises(RefusedError, match=r"knows no model type '\[{79}; choose"):
+        read_config(folder)
     edit(folder, auto_map={"AutoConfig": "own.Config"})
     with pytest.raises(
         RefusedError, match=r"needs Python code that comes with the checkpoint, .* never runs"

@@ -50,8 +50,8 @@ def check_kind(config: Any, folder: Path) -> None:
     named = config.architectures or []
     if named and str(named[0]).endswith(_HEADS):
         raise RefusedError(
-            f"{str(named[0])[:80]} has a head whose task is not served; choose an encoder-decoder that generates "
-            "text"
+            f"{str(named[0])[:80]} has a head whose task is not served; choose an encoder-decoder that "
+            "generates text"
         )
     if getattr(config, "share_encoder_decoder_embeddings", True) is False and not _one_vocabulary(folder):
         raise RefusedError(
