@@ -82,7 +82,7 @@ def _scaling(reading: Reading, base: float, rotated: int, context: int) -> dict[
             reading.get(key, None)
         parameters = {"rope_type": "linear", "factor": factor} if linear else {"rope_type": "default"}
     else:
-        raise ValueError(f"its scaling of positions, {repr(kind)[:80]}, is unknown to Longspan")
+        raise ValueError(f"its scaling of positions, {str(kind)[:80]}, is unknown to Longspan")
     if _FREQUENCIES not in file:
         return parameters
     if parameters["rope_type"] != "default":
