@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention.forward import LayerCall
-from attention.kernels.cpu.texts import attend_texts, obstacle, takes
 from attention.registry import UnsupportedError
 
 # Tensors that change nothing: positions are in queries and keys already.
@@ -30,10 +29,8 @@ class _Group(NamedTuple):
 class WithinTexts:
     """The attention of a flattened batch of texts, which a model's forward takes as ``longspan``.
 
-    Native code computes all texts in one call where tokens see later ones, too, and no bias is added. Else,
-    and where there is none (``attention.kernels.cpu.texts.obstacle``), texts of one length are one call of
-    torch's SDPA where they are neighbors, so a batch that is sorted by length takes as many calls as it has
-    lengths.
+    Texts of one length are one call of torch's SDPA where they are neighbors, so a batch that is sorted by
+    length takes as many calls as it has lengths.
 
     Args:
         lengths: of the texts, in tokens, in the order of the batch.
@@ -42,7 +39,6 @@ class WithinTexts:
 
     def __init__(self, lengths: Sequence[int], *, causal: bool) -> None:
         self._causal = causal
-        self._begins = torch.tensor([0, *accumulate(lengths)])
         self._groups: list[_Group] = []
         begin = 0
         for length, alike in groupby(lengths):
@@ -64,24 +60,19 @@ class WithinTexts:
         """
         _, query, key, value, mask, features = call
         _check(mask, features, biased=not self._causal)
-        _, heads, tokens, size = query.shape
-        window, scale = features.get("sliding_window"), features.get("scaling")
-        rows = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-        plain = not self._causal and features.get("position_bias") is None
-        if plain and takes(*rows) and obstacle() is None:
-            return attend_texts(*rows, self._begins, size**-0.5 if scale is None else scale, window)[None]
+        _, heads, tokens, _ = query.shape
         output = query.new_empty(tokens, heads, value.shape[-1])
         for begin, count, length in self._groups:
-            place = slice(begin, begin + count * length)
+            rows = slice(begin, begin + count * length)
             # [H, texts, length, D]: SDPA takes the heads as its batch and the texts as its heads.
-            q, k, v = (x[0, :, place].unflatten(1, (count, length)) for x in (query, key, value))
+            q, k, v = (x[0, :, rows].unflatten(1, (count, length)) for x in (query, key, value))
             if len(k) != heads:
                 k, v = (x.repeat_interleave(heads // len(x), 0) for x in (k, v))
-            near = self._near(window, length, query.device)
+            near = self._near(features.get("sliding_window"), length, query.device)
             table = features.get("position_bias")
             # With biases some queries at a time: a bias for each pair of a long text takes gigabytes.
             block = length if table is None else max(1, _MOST_BIASES // (heads * length))
-            into = output[place].unflatten(0, (count, length))
+            into = output[rows].unflatten(0, (count, length))
             for first in range(0, length, block):
                 asked = slice(first, min(first + block, length))
                 added = near
@@ -95,7 +86,7 @@ class WithinTexts:
                     v,
                     attn_mask=added,
                     is_causal=self._causal and added is None,
-                    scale=scale,
+                    scale=features.get("scaling"),
                 )
                 into[:, asked].copy_(attended.permute(1, 2, 0, 3))
         return output[None]

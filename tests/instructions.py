@@ -7,14 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from attention.kernels.cpu import calls, levels, select, texts
-from server.models.encoders import float_linear
+from attention.kernels.cpu import calls, levels, select
 from server.models.quantized import native as quantized
 
-_COMPILED = (
-    *(calls.compiled, select.compiled, quantized._compiled),
-    *(texts.compiled, texts.obstacle, float_linear.compiled),
-)
+_COMPILED = (calls.compiled, select.compiled, quantized._compiled)
 _EXECUTABLE = [level.name for level in levels.executable()]
 
 
@@ -25,10 +21,6 @@ def _parameter(name: str):
 
 every_level = pytest.mark.parametrize("level", [_parameter(level.name) for level in levels.LEVELS])
 """Runs a test once for each level; those that the machine cannot execute are skipped, and so reported."""
-
-
-with_floats = pytest.mark.parametrize("level", [_parameter("x86-64-v3")])
-"""Runs a test at a level at which native code computes encoders' floats."""
 
 
 with_matrix_unit = pytest.mark.parametrize("level", [_parameter("amx-bf16")])

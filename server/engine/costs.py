@@ -18,7 +18,6 @@ from torch import nn
 from attention.cache import PagedCache
 from attention.reading import LayerReads
 from attention.types import LayerSpec
-from server.models.encoders.float_linear import NativeLinear
 from server.models.encoders.prepacked import PrepackedLinear
 from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.linear import QuantizedLinear
@@ -105,7 +104,7 @@ class ModelWeights:
                 part = Part(size, module.in_features * module.out_features)
             else:
                 part = Part(size, sum(tensor.numel() for tensor in own if tensor.ndim > 1))
-            if isinstance(module, NativeLinear | PrepackedLinear):
+            if isinstance(module, PrepackedLinear):
                 part += Part(module.packed_bytes, module.in_features * module.out_features)
                 stored += module.packed_bytes
             if module in encoder:

@@ -12,7 +12,6 @@ from server.engine.cores import usable_cores
 from server.engine.encoder_core import EncoderCore
 from server.engine.freed_memory import keep_freed_memory
 from server.engine.hardware import memory_bytes, used_bytes
-from server.engine.native import log_native, set_native_level
 from server.engine.prepare import Report, chosen_device
 from server.engine.team import watched
 from server.errors import RefusedError
@@ -21,12 +20,12 @@ from server.models.encoders.load import load_encoder
 from server.settings import Settings
 from server.sizes import Sizes
 
-# Settings of what an encoder does not have: a KV cache, a choice of attention, packed weights, chats, prompts
-# that are cut, outputs.
+# Settings of what an encoder does not have: a KV cache, a choice of attention, packed weights, our native
+# code, chats, prompts that are cut, outputs.
 _OF_DECODERS = (
     *("attention", "attention_option", "kernel", "kv_dtype", "kv_memory", "kv_memory_share", "page_size"),
     *("prefix_cache", "prefix_sharing", "kv_events", "kv_events_replay"),
-    *("cuda_graphs", "measure_device"),
+    *("native_level", "cuda_graphs", "measure_device"),
     *("weights", "rope_scaling", "rope_option", "chat_template", "generation_config"),
     *("speculate", "draft_tokens", "draft_model", "draft_attention", "draft_attention_option"),
     *("prompt_step_ms", "max_prefills", "priority_aging_seconds"),
@@ -47,9 +46,7 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
     """
     device = chosen_device(settings)
     _refuse_settings(settings)
-    code = set_native_level(settings)
     if device == "cpu":
-        log_native(code)
         keep_freed_memory()
     sizes = Sizes.of(settings, device)
     threads = settings.threads or usable_cores()

@@ -14,7 +14,7 @@ from server.ray_settings import RaySettings
 from server.settings import Settings
 
 # Of the model and the engine, those that an encoder reads.
-_READ = {"device", "dtype", "max_context", "max_batch_tokens", "max_running", "threads", "native_level"}
+_READ = {"device", "dtype", "max_context", "max_batch_tokens", "max_running", "threads"}
 # Of the server process, for every model.
 _SHARED = {
     *(NetworkSettings.model_fields.keys() - {"prefix_sharing"}),
@@ -30,6 +30,7 @@ _REFUSED: dict[str, Any] = {
     "attention": "sliding_window",
     "attention_option": {"window": "5"},
     "kernel": "sdpa",
+    "native_level": "portable",
     "kv_dtype": "float32",
     "page_size": 8,
     "kv_memory": "1GiB",

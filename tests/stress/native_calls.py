@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from attention.kernels.cpu import calls, select, texts
-from server.models.encoders import float_linear
+from attention.kernels.cpu import calls, select
 from server.models.quantized import native as quantized
 
 PARALLEL, BARRIER = -1, -2
@@ -22,8 +21,6 @@ SOURCES = {
     Path(calls.__file__).with_name("paged.cpp"): ("longspan_attend", "longspan_write"),
     Path(calls.__file__).with_name("select.cpp"): ("longspan_update", "longspan_select"),
     Path(quantized.__file__).with_name("linear.cpp"): ("longspan_run", "longspan_pack", "longspan_look_up"),
-    texts.SOURCE: ("longspan_attend_texts",),
-    float_linear.SOURCE: ("longspan_float_linear",),
 }
 
 
@@ -146,38 +143,6 @@ def _linear(run: Any) -> tuple[dict[str, int], tuple[str, ...]]:
     }, ("output",)
 
 
-def _attend_texts(call: Any) -> tuple[dict[str, int], tuple[str, ...]]:
-    begins = (ctypes.c_int64 * (call.texts + 1)).from_address(call.begins)
-    tokens = begins[call.texts]
-
-    def size(name: str, heads: int, numbers: int) -> int:
-        stride, head_stride = getattr(call, f"{name}_stride"), getattr(call, f"{name}_head_stride")
-        return ((tokens - 1) * stride + (heads - 1) * head_stride + numbers) * 4
-
-    return {
-        "query": size("query", call.query_heads, call.head_size),
-        "key": size("key", call.kv_heads, call.head_size),
-        "value": size("value", call.kv_heads, call.value_size),
-        "output": tokens * call.query_heads * call.value_size * 4,
-        "begins": (call.texts + 1) * 8,
-    }, ("output",)
-
-
-def _float_linear(call: Any) -> tuple[dict[str, int], tuple[str, ...]]:
-    panel = float_linear.compiled().panel
-    rounded = -(-call.outputs // panel) * panel
-    output = call.rows * call.outputs * 4
-    return {
-        "input": call.rows * call.inputs * 4,
-        "weights": rounded * call.inputs * 4,
-        "bias": rounded * 4,
-        "added": output,
-        "scale": call.outputs * 4,
-        "shift": call.outputs * 4,
-        "output": output,
-    }, ("output",)
-
-
 class Recorder:
     """What is called between ``recording`` is kept.
 
@@ -196,8 +161,7 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         """Native calls of attention, selection and linear layers are recorded and made."""
         paged, chosen, linear = calls.compiled(), select.compiled(), quantized._compiled()
-        within, floats = texts.compiled(), float_linear.compiled()
-        one, two, three, four, five = SOURCES
+        one, two, three = SOURCES
         sized = (_attend, _write, _update, _select)
         attend, write, update, selects = (
             lambda call, how=how: how(call, self.rows, self.pages) for how in sized
@@ -219,10 +183,6 @@ class Recorder:
                 look_up=self._of(three, 2, linear.look_up, _look_up),
             )
             patch.setattr(quantized, "_compiled", lambda: operator)
-            attend_texts = within._replace(attend=self._of(four, 0, within.attend, _attend_texts))
-            patch.setattr(texts, "compiled", lambda: attend_texts)
-            multiply = floats._replace(run=self._of(five, 0, floats.run, _float_linear))
-            patch.setattr(float_linear, "compiled", lambda: multiply)
             yield
 
     def _of(self, source: Path, index: int, real: Any, sized: Callable[[Any], Any]) -> Callable[[Any], None]:

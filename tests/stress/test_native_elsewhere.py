@@ -10,19 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from attention import LayerSpec
 from attention.dtypes import CACHE_DTYPES, cast
 from attention.kernels.cpu import calls, compiling, levels
 from attention.kernels.cpu.paged import CpuPaged
-from attention.kernels.cpu.texts import attend_texts
 from attention.kernels.reference import Reference
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
 from attention.patterns.written import Written
-from server.models.encoders.float_linear import NativeLinear
 from server.models.quantized import native as quantized
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import pack
@@ -58,17 +55,6 @@ def multiply_both_kinds(linear: QuantizedLinear, rows: int, of_prompts: int) -> 
     output = torch.empty(rows, linear.out_features)
     stage = linear.stage(input=x.data_ptr(), output=output.data_ptr())
     quantized.run((quantized.Stage * 1)(stage), rows, np.arange(rows) >= rows - of_prompts)
-
-
-def compute_floats() -> None:
-    """An encoder's parts: texts of several lengths, rows and outputs that fill neither tile nor panel."""
-    for window in (None, 3):
-        query, key, value = torch.randn(90, 4, 20), torch.randn(90, 2, 20), torch.randn(90, 2, 70)
-        attend_texts(query, key, value, torch.tensor([0, 1, 3, 90]), 0.2, window)
-    linear, norm = NativeLinear(nn.Linear(300, 101).requires_grad_(False)), nn.LayerNorm(101)
-    linear.run(torch.randn(140, 300), torch.randn(140, 101), norm)
-    linear.gelu = True
-    linear(torch.randn(7, 300))
 
 
 def recorded() -> Recorder:
@@ -108,7 +94,6 @@ def recorded() -> Recorder:
                 linear(torch.randn(rows, 1088) * (1 + 30 * (torch.randn(rows, 1088) > 2)))
             found = torch.empty(3, 1088)
             quantized.look_up(torch.tensor([0, 271, 5]), bits, packed.codes, packed.scales, found, 272)
-        compute_floats()
     assert all(recorder.made.values())
     return recorder
 

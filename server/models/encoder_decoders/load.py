@@ -90,7 +90,7 @@ def load_encoder_decoder(
         own = compute_own(model, info)
         register()
         roles = _through_longspan(model, _layers(config))
-        linears = "linear layers are packed" if to_pack else prepack(model, native=False)
+        linears = "linear layers are packed" if to_pack else prepack(model)
         halves = Halves(model, roles, info, linears)
     loaded = LoadedModel(
         model=model,

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from attention.forward import attending_with
-from attention.kernels.cpu.texts import obstacle
 from attention.rope import LengthRope
 from attention.within_texts import WithinTexts
 from server.models.encoders.encoder import Encoder
@@ -31,15 +30,12 @@ class Flattened(Encoder):
         UnsupportedError: its rotary frequencies depend on the batch in a way that is not known.
     """
 
+    kernel = "sdpa"
     executor = "flattened"
     executor_reason = "texts are one batch without padding"
 
     def __init__(self, base: Any, first_position: int, *, causal: bool) -> None:
         super().__init__(base)
-        native = (
-            not causal and base.dtype == torch.float32 and base.device.type == "cpu" and obstacle() is None
-        )
-        self.kernel = "cpu_texts" if native else "sdpa"
         self.attention = "causal" if causal else "bidirectional"
         self.attention_reason = (
             "a token sees those before it in its own text"

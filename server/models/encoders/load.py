@@ -20,8 +20,6 @@ from server.models.checkpoint.reading import read_stored
 from server.models.encoders.by_length import ByLength, reach, reset, settle
 from server.models.encoders.encoder import Encoder
 from server.models.encoders.flattened import Flattened, first_position, is_causal, position_table
-from server.models.encoders.float_linear import NativeLinear
-from server.models.encoders.fuse import fuse
 from server.models.encoders.head import Chances, Head, chances
 from server.models.encoders.prepacked import prepack
 from server.models.encoders.prove import check, check_head, compute_own, proof_texts
@@ -123,13 +121,11 @@ def load_encoder(
         if not takes_attention:
             reset(base, length)
         own, logits = compute_own(model, texts)
-        causal = takes_attention and is_causal(base)
-        linears = prepack(model, native=True)
-        if any(isinstance(module, NativeLinear) for module in base.modules()):
-            linears = f"{linears}, {fuse(base, texts[1])}"
         if takes_attention:
+            causal = is_causal(base)
             register()
             model.set_attn_implementation("longspan")
+        linears = prepack(model)
         encoder: Encoder = (
             Flattened(base, first, causal=causal)
             if takes_attention

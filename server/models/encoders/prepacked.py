@@ -1,8 +1,8 @@
-"""Linear layers of float32 on a CPU whose weights are laid out in advance, for native code or for oneDNN.
+"""Linear layers of float32 on a CPU whose weights oneDNN has laid out in advance.
 
-With AVX2 they are native code's (float_linear.cpp). torch computes a float32 linear layer with MKL, which on
-AMD processors does without AVX-512; oneDNN, which torch brings too, is 2.1 times as fast there, and exact as
-well. torch offers it to its own compiler only, as the operators that are called here.
+torch computes a float32 linear layer with MKL, which on AMD processors does without AVX-512; oneDNN, which
+torch brings too, is 2.1 times as fast there, and exact as well. torch offers it to its own compiler only, as
+the operators that are called here. Without AVX-512 MKL is a little faster.
 """
 
 from __future__ import annotations
@@ -11,10 +11,6 @@ import logging
 
 import torch
 from torch import nn
-
-from attention.kernels.cpu import levels
-from attention.kernels.cpu.texts import obstacle
-from server.models.encoders.float_linear import NativeLinear
 
 log = logging.getLogger("longspan.models")
 
@@ -46,40 +42,31 @@ class PrepackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
 
-def prepack(model: nn.Module, *, native: bool) -> str:
+def prepack(model: nn.Module) -> str:
     """Replaces the linear layers of a float32 model on a CPU, each in its place; leaves those of others.
-
-    Args:
-        model: any.
-        native: whether native code may compute them; it was measured with the many rows of encoders' steps.
 
     Returns:
         The library that computes them now, as part of a sentence.
     """
     if any(weight.dtype != torch.float32 or weight.device.type != "cpu" for weight in model.parameters()):
         return "linear layers are torch's"
-    if native and obstacle() is None:
-        count = _replace(model, NativeLinear)
-        return f"{count} linear layers are native code of level {levels.in_force().name}"
     reason = _obstacle()
     if reason is not None:
         return f"linear layers are torch's: {reason}"
-    return f"{_replace(model, PrepackedLinear)} linear layers are oneDNN's, with weights laid out in advance"
-
-
-def _replace(model: nn.Module, kind: type[NativeLinear | PrepackedLinear]) -> int:
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             # A class derived from Linear computes something else.
             if type(child) is nn.Linear:
-                setattr(parent, name, kind(child))
+                setattr(parent, name, PrepackedLinear(child))
                 count += 1
-    return count
+    return f"{count} linear layers are oneDNN's, with weights laid out in advance"
 
 
 def _obstacle() -> str | None:
-    """Why torch's operators can't be used here; ``None`` if they can, by trial."""
+    """Why oneDNN is not used here; ``None`` if it is, and has been tried."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "oneDNN is faster with AVX-512 only"
     if not torch.backends.mkldnn.is_available():
         return "this torch comes without oneDNN"
     linear = nn.Linear(48, 64).requires_grad_(False)
