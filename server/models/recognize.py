@@ -106,7 +106,7 @@ def _check_kind(folder: Path, config: Any) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
         raise RefusedError(f"{kind} is an encoder-decoder model; {_CHOOSE}")
-    named = [str(name)[:80] for name in config.architectures or []]
+    named = [name[:80] for name in config.architectures or []]
     if is_encoder(config):
         raise RefusedError(
             f"{folder} holds {named[0] if named else kind}, an encoder: its tokens see those after them too, "
