@@ -109,8 +109,8 @@ def _check_kind(folder: Path, config: Any) -> None:
     named = config.architectures or []
     if is_encoder(config):
         raise RefusedError(
-            f"{folder} holds {str(named[0])[:80] if named else kind}, an encoder: its tokens see those after them "
-            f"too, so that it gives embeddings or labels and writes no text; {_CHOOSE}"
+            f"{folder} holds {str(named[0])[:80] if named else kind}, an encoder: its tokens see those after "
+            f"them too, so that it gives embeddings or labels and writes no text; {_CHOOSE}"
         )
     if named and all(name.endswith(_OTHER_HEADS) for name in named):
         raise RefusedError(
