@@ -66,7 +66,7 @@ def prepack(model: nn.Module) -> str:
 def _obstacle() -> str | None:
     """Why oneDNN is not used here; ``None`` if it is, and has been tried."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return "oneDNN is faster with AVX-512 only"
+        return "oneDNN computes them only with AVX-512, without which it was no faster"
     if not torch.backends.mkldnn.is_available():
         return "this torch comes without oneDNN"
     linear = nn.Linear(48, 64).requires_grad_(False)
