@@ -185,7 +185,7 @@ class Speculation(msgspec.Struct, array_like=True):
 class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     """The engine is ready; the model and its attention as they run, not as they were asked for.
 
-    Values that can be left out are those of an encoder, which has no KV cache.
+    An encoder, which has no KV cache, leaves out the fields of it.
 
     Attributes:
         architecture: the model's class in transformers.

@@ -14,8 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 _Code = grpc.StatusCode
-
-DOMAIN = "longspan"
+_DOMAIN = "longspan"
 
 # A status travels in HTTP/2 headers, of which clients take 8 KiB: what users sent is quoted in part only.
 MOST_VIOLATIONS = 16
@@ -70,7 +69,7 @@ def refusal(
 ) -> ServiceError:
     """An error with an ``ErrorInfo`` of its reason and figures, before further details."""
     metadata = {name: str(figure) for name, figure in figures.items()}
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN, metadata=metadata)
     return ServiceError(code, sentence, reason, info, *details)
 
 

@@ -107,14 +107,15 @@ def _check_kind(folder: Path, config: Any) -> None:
     if config.is_encoder_decoder:
         raise RefusedError(f"{kind} is an encoder-decoder model; {_CHOOSE}")
     named = config.architectures or []
+    first = str(named[0])[:80] if named else kind
     if is_encoder(config):
         raise RefusedError(
-            f"{folder} holds {str(named[0])[:80] if named else kind}, an encoder: its tokens see those after "
-            f"them too, so that it gives embeddings or labels and writes no text; {_CHOOSE}"
+            f"{folder} holds {first}, an encoder: its tokens see those after them too, "
+            f"so that it gives embeddings or labels and writes no text; {_CHOOSE}"
         )
     if named and all(name.endswith(_OTHER_HEADS) for name in named):
         raise RefusedError(
-            f"{folder} holds {named[0][:80]}, whose output are labels or scores and no next tokens; {_CHOOSE}"
+            f"{folder} holds {first}, whose output are labels or scores and no next tokens; {_CHOOSE}"
         )
     own = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if own is None:
@@ -122,7 +123,7 @@ def _check_kind(folder: Path, config: Any) -> None:
         if config.get_text_config(decoder=True) is not config:
             what = "is a multimodal model that transformers can't load as a causal language model"
         elif named and named[0].endswith("ForCausalLM"):
-            what = f"describes a part of a model, from which transformers can't load {named[0][:80]} alone"
+            what = f"describes a part of a model, from which transformers can't load {first} alone"
         raise RefusedError(f"{kind} {what}; {_CHOOSE}")
     _check_class(own, config)
 

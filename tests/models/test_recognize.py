@@ -126,6 +126,12 @@ def test_an_unknown_type(tmp_path):
         read_config(folder)
 
 
+def test_a_long_name_is_known_by_its_end_and_quoted_in_part(tmp_path):
+    folder = save_config(tmp_path, "llama", "A" * 3000 + "ForSequenceClassification")
+    with pytest.raises(RefusedError, match=r"holds A{80}, whose output are labels"):
+        read_config(folder)
+
+
 def test_a_type_that_is_not_said_is_not_guessed_from_the_folders_name(tmp_path):
     folder = save_config(tmp_path / "llama-tiny", "llama", "LlamaForCausalLM")
     edit(folder, model_type=None)

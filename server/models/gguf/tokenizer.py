@@ -187,6 +187,6 @@ def _templates(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
     for name in names:
         template = metadata.get(f"tokenizer.chat_template.{name}")
         if template is None:
-            raise ValueError(f"it lists a chat template {name[:80]!r} that it does not have")
+            raise ValueError(f"it lists a chat template {repr(name)[:80]} that it does not have")
         templates[name] = template
     return templates

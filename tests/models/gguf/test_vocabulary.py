@@ -99,6 +99,9 @@ def test_templates_keep_their_names():
     del metadata["tokenizer.chat_template.rag"]
     with pytest.raises(ValueError, match="lists a chat template 'rag' that it does not have"):
         read_tokenizer("x.gguf", metadata)
+    metadata["tokenizer.chat_templates"] = [7]
+    with pytest.raises(ValueError, match="lists a chat template 7 that it does not have"):
+        read_tokenizer("x.gguf", metadata)
 
 
 @pytest.mark.parametrize(
