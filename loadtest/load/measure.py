@@ -54,7 +54,7 @@ def measure(
         driver.WorkerDiedError: a client process of the first run failed.
         NotMeasuredError: the first run could not be made.
     """
-    found = _describe(plan)
+    found = describe(plan)
     cells: list[Cell] = []
     try:
         loads = ((each, load) for each in (plan, *others) for load in each.loads)
@@ -93,7 +93,7 @@ def _unwatched(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _describe(plan: Plan) -> Result:
+def describe(plan: Plan) -> Result:
     """A result without runs: the machine, the server, and the endpoint."""
     found = Result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
