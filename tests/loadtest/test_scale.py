@@ -2,11 +2,13 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import simpy
 
+from loadtest.direct.scale.__main__ import _kept
 from loadtest.direct.scale.costs import Costs, Limits, LoopCost, StepCost, Work
 from loadtest.direct.scale.processors import Loop, Processors, Speeds
 from loadtest.direct.scale.replica import Replica
@@ -63,6 +65,16 @@ def test_steps_are_slower_on_crowded_cores():
     assert ends(env, cores, *[(1.0, speeds)] * 3) == pytest.approx([1.5 / 0.65] * 3)
     assert ends(env, cores, *[(1.0, speeds)] * 2) == pytest.approx([1 / 0.8] * 2)
     assert ends(env, cores, *[(1.0,)] * 4) == pytest.approx([2.0] * 4)
+
+
+def test_a_task_that_is_done_at_the_same_moment_is_cancelled_no_more():
+    env, told = simpy.Environment(), []
+    cores = Processors(env, 2)
+    cores.work(1.0, lambda: told.append(cores.cancel(other)))
+    other = cores.work(1.0, lambda: told.append("done"))
+    env.run()
+    assert told == [False, "done"]
+    assert cores.given == pytest.approx(2.0)
 
 
 def test_processor_time_is_neither_lost_nor_made():
@@ -148,6 +160,14 @@ def test_costs_are_found_again():
     found = StepCost.fit([(work, STEP.of(work)) for work in works])
     assert [STEP.of(work) for work in works] == pytest.approx([found.of(work) for work in works])
     assert found.step == pytest.approx(STEP.step)
+
+
+def test_the_costs_of_the_study_are_read_and_those_that_the_document_names():
+    docs = Path(__file__).parents[2] / "docs"
+    step = _kept(docs / "scale-costs.json").alone
+    sentence = f"{1e3 * step.step:g} ms a step, {1e3 * step.decode:g} a decode, {1e3 * step.token:g} a prompt"
+    sentence += f" token, {1e6 * step.context:g} and {1e6 * step.pair:g} for 1,000 tokens that these see"
+    assert sentence in " ".join((docs / "scale.md").read_text().split())
 
 
 def test_affinity_keeps_within_its_bound():

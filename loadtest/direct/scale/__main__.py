@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--validate", action="store_true", help="compare with real replicas; 6 minutes")
+    parser.add_argument("--validate", action="store_true", help="compare with real replicas; 7 minutes")
     parser.add_argument(
         "--replicas",
         type=lambda words: tuple(sorted({count(word) for word in words.split(",")})),

@@ -84,7 +84,7 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
     """
     cores = len(os.sched_getaffinity(0))
     # On more cores none has steps of several replicas to compute.
-    together = (1, 2, 2 * cores) if cores < _REPLICAS else (1, 2)
+    together = sorted({1, 2, 2 * cores}) if cores < _REPLICAS else [1, 2]
     with ExitStack() as stack:
         servers = [stack.enter_context(serve(*arguments)) for _ in range(together[-1])]
         return run(_measured(servers, together, cores))

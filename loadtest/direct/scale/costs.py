@@ -106,7 +106,7 @@ class Costs:
         alone: of steps, where no other core computes any.
         beside: of steps, where another core does: cores share caches and memory, or are threads of one.
         crowded: of steps, where each core has those of two replicas to compute in turn: each finds the caches
-            full of the other's.
+            full of the other's. With four cores or more, which four replicas don't crowd, the same as beside.
         server: of the server process.
         client: of the process that sends, for all replicas.
         cores: of the machine.

@@ -65,11 +65,18 @@ class Processors:
         self._plan()
         return task
 
-    def cancel(self, task: Task) -> None:
-        """Ends a task before its time; that it is done is never told."""
+    def cancel(self, task: Task) -> bool:
+        """Ends a task before its time, so that it is never told as done.
+
+        Returns:
+            Whether there was time to: a task that is done at this very moment stays done, and is told.
+        """
+        if task not in self._tasks:
+            return False
         self._advance()
         self._tasks.remove(task)
         self._plan()
+        return True
 
     def _advance(self) -> None:
         passed, self._since = self._env.now - self._since, self._env.now

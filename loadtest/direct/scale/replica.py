@@ -87,8 +87,7 @@ class Replica:
             if not self._woken:
                 self._woken = True
                 then(self._env.timeout(0), self._begin)  # with what else comes at the same time
-        elif self._scheduler.given_up:
-            self._processors.cancel(self._task)
+        elif self._scheduler.given_up and self._processors.cancel(self._task):
             for sequence, _ in self._scheduled:
                 self._kv.retract(sequence, 0)
             self.given_up += 1
