@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from unittest.mock import patch
 
 import pytest
 
@@ -28,16 +30,14 @@ def longspan(
     streams = {name: io.TextIOWrapper(io.BytesIO(), "utf-8") for name in ("stdout", "stderr")}
     handlers = {number: signal.getsignal(number) for number in _HANDLED}
     code: object = 0
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (environment or {}).items():
-            patch.setenv(name, value)
-        patch.setattr(sys, "argv", ["longspan", *arguments])
-        patch.setattr(
-            sys.modules["__main__"], "__package__", None
-        )  # else click takes its name for the command's
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode()), "utf-8"))
+    # All variables are put back, those too that the command sets: processes started later would have them.
+    with patch.dict(os.environ, environment or {}), pytest.MonkeyPatch.context() as own:
+        own.setattr(sys, "argv", ["longspan", *arguments])
+        # Else click takes its name for the command's.
+        own.setattr(sys.modules["__main__"], "__package__", None)
+        own.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode()), "utf-8"))
         for name, stream in streams.items():
-            patch.setattr(sys, name, stream)
+            own.setattr(sys, name, stream)
         try:
             run()
         except SystemExit as end:

@@ -23,7 +23,7 @@ from loadtest.measuring.types import Interval
 from longspan import AsyncClient, DeadlineError, FinishReason
 from longspan.v1 import inference_pb2
 from tests.e2e import http2
-from tests.e2e.overload import overloaded
+from tests.e2e.overload import REFUSED_SECONDS, overloaded
 from tests.e2e.server import Server
 from tests.models_zoo import save_tiny
 from tests.processes import wait_until
@@ -37,7 +37,7 @@ FEASIBLE, INFEASIBLE = 4, 36
 """Requests of a burst: nine in ten ask for far more than they have time for."""
 HOPELESS_SECONDS = 0.05
 MOST_LONGER = 1.1
-REFUSED_TIMES = 5
+REFUSED_TIMES = 10
 """That a refusal takes less than an answer, most of which is waiting for those before it."""
 MOST_GROWN = 64 << 20
 
@@ -93,8 +93,9 @@ async def test_refusals_under_overload_come_at_once(server):
     print(found)
     assert found.answers
     assert found.refused
-    # Beside what an answer takes in the same moments: a slow processor makes both slower.
-    assert statistics.median(found.own) <= statistics.median(found.answers) / REFUSED_TIMES, found
+    # A slow processor may take longer, but not beside what an answer takes in the same moments.
+    most = max(REFUSED_SECONDS, statistics.median(found.answers) / REFUSED_TIMES)
+    assert statistics.median(found.own) <= most, found
     server.wait_idle()
 
 

@@ -141,15 +141,23 @@ def built(folder):
     return core, Served("bert", "", Tokenizer(folder), None, ready, None)
 
 
+def scored(core, *texts):
+    """The scores of each text, all computed in one step."""
+    for number, text in enumerate(texts):
+        core.submit(Encode(id=number, task=Task.SCORE, turn=0, tokens=text.tokens, types=text.types))
+    return [torch.frombuffer(bytearray(one.values), dtype=torch.float32) for one in core.step().sequences]
+
+
 def test_token_types_that_the_model_lacks_are_refused(tmp_path):
     folder = save_encoder("bert", tmp_path, "SequenceClassification", num_labels=2, type_vocab_size=1)
-    _, served = built(folder)
+    core, served = built(folder)
     with pytest.raises(ServiceError, match=r"the model.s go from 0 to 0; send both texts as one") as caught:
         tokens_of(["a", ("a", "b")], "inputs", served, truncate=False)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     (found,) = (detail for detail in caught.value.details if isinstance(detail, BadRequest))
     assert found.field_violations[0].field == "inputs[1]"
-    assert len(tokens_of(["a", "b"], "inputs", served, truncate=False)) == 2
+    scores = scored(core, *tokens_of(["a", "b"], "inputs", served, truncate=False))
+    assert [len(of_text) for of_text in scores] == [2, 2]
 
 
 def test_token_types_that_are_not_meant_are_left_out(tmp_path):
@@ -160,9 +168,7 @@ def test_token_types_that_are_not_meant_are_left_out(tmp_path):
         logits = model(**own).logits[0]
     core, served = built(folder)
     (text,) = tokens_of([("a", "b")], "inputs", served, truncate=False)
-    core.submit(Encode(id=1, task=Task.SCORE, turn=0, tokens=text.tokens, types=text.types))
-    (output,) = core.step().sequences
-    scores = torch.frombuffer(bytearray(output.values), dtype=torch.float32)
+    (scores,) = scored(core, text)
     torch.testing.assert_close(scores[:2], logits, atol=1e-4, rtol=1e-5)
 
 

@@ -4,6 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from server.engine import encoder_build
+from server.settings import Settings
+from tests.encoders.zoo import save_encoder
 
 # First as glibc begins (malloc.h): later it moves its thresholds, depending on what is freed when.
 PROGRAM = """
@@ -39,3 +44,11 @@ def test_tensors_of_a_step_are_taken_from_what_the_last_one_freed():
     # 20 steps of 24 MiB, which are 122,880 pages of 4 KiB; the bounds leave room for larger ones.
     assert int(kept) < 1000
     assert int(faults("given back")) > 5000
+
+
+def test_an_encoders_engine_keeps_it(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(encoder_build, "keep_freed_memory", lambda: kept.append(True))
+    settings = Settings(device="cpu", threads=torch.get_num_threads())
+    encoder_build.build_encoder(settings, save_encoder("bert", tmp_path / "bert"), lambda *_: None)
+    assert kept == [True]

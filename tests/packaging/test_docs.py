@@ -103,3 +103,10 @@ def test_every_decision_is_in_the_index():
 def test_every_image_is_shown():
     shown = {(page.parent / target).resolve() for page in PAGES for target in _IMAGE.findall(prose(page))}
     assert set((ROOT / "docs" / "images").iterdir()) == shown
+
+
+def test_what_a_drawing_names_exists():
+    drawn = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
+    named = re.findall(r'class="name">((?:attention|server)/[^<]*)<', drawn)
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
