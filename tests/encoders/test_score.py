@@ -157,7 +157,8 @@ def test_token_types_that_the_model_lacks_are_refused(tmp_path):
     (found,) = (detail for detail in caught.value.details if isinstance(detail, BadRequest))
     assert found.field_violations[0].field == "inputs[1]"
     scores = scored(core, *tokens_of(["a", "b"], "inputs", served, truncate=False))
-    assert [len(of_text) for of_text in scores] == [2, 2]
+    assert [len(of_text) for of_text in scores] == [4, 4]  # logits and probabilities of both labels
+    assert all(of_text.isfinite().all() for of_text in scores)
 
 
 def test_token_types_that_are_not_meant_are_left_out(tmp_path):
