@@ -1,6 +1,8 @@
-"""The exception of every refusal, below all of the server's packages."""
+"""The exception of every refusal, and how its sentence quotes, below all of the server's packages."""
 
 from __future__ import annotations
+
+_MOST_QUOTED = 80
 
 
 class RefusedError(Exception):
@@ -8,3 +10,9 @@ class RefusedError(Exception):
 
     The message is a sentence for the operator, with what to do about it. Shown without a traceback.
     """
+
+
+def quoted(value: object) -> str:
+    """A value from a file, as a sentence about it quotes it: its first 80 characters."""
+    text = repr(value)
+    return text if len(text) <= _MOST_QUOTED else f"{text[:_MOST_QUOTED]}..."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 from server.models.checkpoint.files import check_shards
 from server.models.json_file import read_object
 
@@ -89,7 +89,7 @@ def _check_name(said: Path, name: str) -> None:
     """Refuses what could lie elsewhere than beside the file that names it."""
     if Path(name).name != name:
         raise RefusedError(
-            f"{said} names the weights {name[:80]!r}, which is no name of a file beside it; "
+            f"{said} names the weights {quoted(name)}, which is no name of a file beside it; "
             "fetch the model again"
         )
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 
 # The index of a thousand files with a million tensors has a tenth of it.
 _MOST_BYTES = 1 << 30
@@ -59,6 +59,6 @@ def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found and found[key] != value:
-            raise ValueError(f"it says {key[:80]!r} twice, with different values")
+            raise ValueError(f"it says {quoted(key)} twice, with different values")
         found[key] = value
     return found

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from attention.layers import KNOWN_TYPES, strange_types
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 from server.models.claims import check_numbers, check_ropes
 from server.models.json_file import read_object
 from server.models.refusing import refusing, sentence
@@ -98,7 +98,7 @@ def _check_type(folder: Path) -> None:
         )
     raise RefusedError(
         f"{folder}/config.json can't be used: transformers {transformers.__version__} knows no model type "
-        f"{repr(kind)[:80]}; choose another model, or install a version of transformers that knows it"
+        f"{quoted(kind)}; choose another model, or install a version of transformers that knows it"
     )
 
 

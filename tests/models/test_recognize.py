@@ -117,7 +117,7 @@ def test_an_unknown_type(tmp_path):
     with pytest.raises(RefusedError, match=r"transformers [0-9.]+ knows no model type 'unheard_of'"):
         read_config(folder)
     edit(folder, model_type="[" * 3000)
-    with pytest.raises(RefusedError, match=r"knows no model type '\[{79}; choose"):
+    with pytest.raises(RefusedError, match=r"knows no model type '\[{79}\.\.\.; choose"):
         read_config(folder)
     edit(folder, auto_map={"AutoConfig": "own.Config"})
     with pytest.raises(

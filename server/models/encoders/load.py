@@ -14,7 +14,7 @@ import transformers
 
 from attention.hook import register
 from server.encoder_messages import Task
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 from server.models.checkpoint.files import Stored
 from server.models.checkpoint.reading import read_stored
 from server.models.encoders.by_length import ByLength, reach, reset, settle
@@ -225,7 +225,7 @@ def _check_prompt(tokenizer: Any, files: SentenceFiles, length: int) -> None:
     count = len(tokenizer(files.prompts[files.default_prompt]).input_ids)
     if count >= length:
         raise RefusedError(
-            f"texts begin with the prompt {files.default_prompt[:80]!r}, whose {count} tokens leave no room "
+            f"texts begin with the prompt {quoted(files.default_prompt)}, whose {count} tokens leave no room "
             f"in texts of at most {length}; choose a larger --max-context, or take default_prompt_name out "
             "of config_sentence_transformers.json"
         )

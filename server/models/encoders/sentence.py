@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from server.encoder_messages import Pooling
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 from server.models.json_file import is_unicode, read_json, read_object
 
 log = logging.getLogger("longspan.models")
@@ -116,7 +116,7 @@ def _prompts(path: Path) -> tuple[dict[str, str], str | None]:
     default = config.get("default_prompt_name")
     if default is not None and (not isinstance(default, str) or default not in prompts):
         raise RefusedError(
-            f"{path} names the default prompt {str(default)[:80]!r}, which is not among its prompts; "
+            f"{path} names the default prompt {quoted(default)}, which is not among its prompts; "
             "fetch the model again"
         )
     return {name: text or "" for name, text in prompts.items()}, default
@@ -134,7 +134,7 @@ def _folder_name(folder: Path, name: Any) -> str:
     """Refuses what could lie elsewhere than in the model's folder."""
     if not isinstance(name, str) or Path(name).name != name or name == "..":
         raise RefusedError(
-            f"modules.json in {folder} has the path {str(name)[:80]!r}, which is no name of a folder beside "
+            f"modules.json in {folder} has the path {quoted(name)}, which is no name of a folder beside "
             "it; fetch the model again"
         )
     return name

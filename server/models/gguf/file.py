@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import torch
 
+from server.errors import quoted
 from server.models.gguf.parts import find_parts
 
 # The largest vocabularies have 1.3 million, with types, scores and merges.
@@ -40,7 +41,7 @@ class Metadata(Mapping[str, Any]):
             try:
                 value = field.contents()
             except UnicodeDecodeError as error:
-                raise ValueError(f"its {key} has text that is not UTF-8 ({error.object[:80]!r})") from error
+                raise ValueError(f"its {key} has text that is not UTF-8 ({quoted(error.object)})") from error
             if field.types == [gguf.GGUFValueType.FLOAT32]:
                 value = float(str(np.float32(value)))
             self._values[key] = value

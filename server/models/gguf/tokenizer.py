@@ -13,6 +13,7 @@ import transformers
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from server.errors import quoted
 from server.models.gguf.cuts import Cut, cut_named
 from server.models.tokenizing.frame import frame
 from server.models.tokenizing.sentencepiece import Spaces, merged, scored
@@ -64,7 +65,7 @@ def read_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Any:
     model = metadata.get("tokenizer.ggml.model")
     if model not in _KINDS:
         raise ValueError(
-            f"its kind of tokenizer (tokenizer.ggml.model {repr(model)[:80]}) is none of {', '.join(_KINDS)}"
+            f"its kind of tokenizer (tokenizer.ggml.model {quoted(model)}) is none of {', '.join(_KINDS)}"
         )
     vocabulary = read_vocabulary(metadata)
     backend, adds_bos = _KINDS[model](metadata, vocabulary)
@@ -144,7 +145,7 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
         raise ValueError("its vocabulary has no merges (tokenizer.ggml.merges); use a newer file")
     cuts = [merge.find(" ", 1) for merge in merges]
     if min(cuts, default=1) < 0:
-        raise ValueError(f"its merge {merges[cuts.index(-1)][:80]!r} does not name two tokens")
+        raise ValueError(f"its merge {quoted(merges[cuts.index(-1)])} does not name two tokens")
     return [(merge[:cut], merge[cut + 1 :]) for merge, cut in zip(merges, cuts, strict=True)]
 
 
@@ -187,6 +188,6 @@ def _templates(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
     for name in names:
         template = metadata.get(f"tokenizer.chat_template.{name}")
         if template is None:
-            raise ValueError(f"it lists a chat template {repr(name)[:80]} that it does not have")
+            raise ValueError(f"it lists a chat template {quoted(name)} that it does not have")
         templates[name] = template
     return templates

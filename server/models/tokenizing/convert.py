@@ -18,6 +18,7 @@ from typing import Any
 import transformers
 from tokenizers.models import Unigram
 
+from server.errors import quoted
 from server.models.conversions import arguments, writing
 from server.models.json_file import read_object
 from server.models.tokenizing.frame import enclose, frame
@@ -95,7 +96,7 @@ def _prove(tokenizer: Any, reference: Callable[[str], list[int]]) -> None:
     form = sorted if isinstance(backend.model, Unigram) else list
     for text in _SAMPLES:
         if form(backend.encode(text, add_special_tokens=False).ids) != form(reference(text)):
-            raise ValueError(f"converted, they would turn {text[:80]!r} into other tokens than before")
+            raise ValueError(f"converted, they would turn {quoted(text)} into other tokens than before")
 
 
 def _model_file(folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from gguf import TokenType
 
+from server.errors import quoted
 from server.models.json_file import read_object
 from server.models.tokenizing.vocabulary import Vocabulary
 
@@ -185,7 +186,7 @@ def _listed(table: _Table, folder: Path) -> list[int]:
     if any(type(number) is not int for number in numbers) or sorted(numbers) != list(range(len(listed))):
         raise ValueError("vocab.json does not number its tokens from 0 on")
     if lacking := [token for token in (table.unknown, "</s>") if token not in listed]:
-        raise ValueError(f"vocab.json lacks the token {lacking[0][:80]!r}")
+        raise ValueError(f"vocab.json lacks the token {quoted(lacking[0])}")
     pieces = {
         piece.piece: index
         for index, piece in enumerate(table.pieces)
@@ -225,7 +226,7 @@ def _chosen(config: dict[str, Any], usual: str, known: Sequence[str]) -> str:
     language = config.get("src_lang") or usual
     if language not in known:
         raise ValueError(
-            f"tokenizer_config.json names the language {repr(language)[:80]}, which its class lacks"
+            f"tokenizer_config.json names the language {quoted(language)}, which its class lacks"
         )
     return str(language)
 

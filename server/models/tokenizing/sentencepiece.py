@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from server.errors import quoted
 from server.models.tokenizing.vocabulary import Vocabulary
 
 _SPACE = "\u2581"
@@ -97,7 +98,7 @@ def _merges(normal: dict[str, int], scores: list[float]) -> list[tuple[str, str]
     for token in normal:
         if lost := [letter for letter in token if letter not in normal]:
             raise ValueError(
-                f"SentencePiece makes its token {token[:80]!r} of characters of which {lost[0]!r} is no "
+                f"SentencePiece makes its token {quoted(token)} of characters of which {lost[0]!r} is no "
                 "token, which Longspan can't"
             )
     found = [

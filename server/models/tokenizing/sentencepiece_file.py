@@ -9,6 +9,7 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders
 
+from server.errors import quoted
 from server.models.json_file import read_object
 from server.models.tokenizing.numbering import FOREIGN, Numbering
 from server.models.tokenizing.sentencepiece import Spaces, scored, unigram
@@ -131,5 +132,5 @@ def add_tokens(tokenizer: Tokenizer, folder: Path, config: dict[str, Any]) -> No
         add([token])
         if (found := tokenizer.token_to_id(token.content)) != index:
             raise ValueError(
-                f"its added token {token.content[:80]!r} should have the id {index}, not {found}"
+                f"its added token {quoted(token.content)} should have the id {index}, not {found}"
             )

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from gguf import TokenType
 
+from server.errors import quoted
+
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Some writers say "none" so.
 _NO_TOKEN = (-1, 0xFFFF_FFFF)
@@ -72,7 +74,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     for number, token in enumerate(tokens):
         if token and seen.setdefault(token, number) != number:
             raise ValueError(
-                f"its tokens {seen[token]} and {number} are both {repr(token)[:80]}; the file is damaged"
+                f"its tokens {seen[token]} and {number} are both {quoted(token)}; the file is damaged"
             )
     kinds = metadata.get("tokenizer.ggml.token_type")
     if kinds is None:
@@ -122,5 +124,5 @@ def listed_ends(metadata: Mapping[str, Any], size: int) -> list[int]:
 
 def _checked(key: str, token: Any, size: int) -> int:
     if not isinstance(token, int) or not 0 <= token < size:
-        raise ValueError(f"its {key} is {repr(token)[:80]}; its vocabulary has the tokens 0 to {size - 1}")
+        raise ValueError(f"its {key} is {quoted(token)}; its vocabulary has the tokens 0 to {size - 1}")
     return token
