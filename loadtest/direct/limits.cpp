@@ -7,13 +7,14 @@ namespace {
 
 constexpr int kSums = 12;  // in turn, so that none waits for itself: a sum takes 5 cycles at most, two begin in one
 
-// A sum that the compiler can neither leave out nor bring into another order.
+// A vector of which the compiler knows nothing: it can neither leave it out nor bring it into another order. Factors
+// are such before each product, too: where a product and its addition are two instructions, it would be computed once.
 template <class Vector>
-[[gnu::always_inline]] inline void needed(Vector& sum) {
+[[gnu::always_inline]] inline void needed(Vector& vector) {
 #if defined(__aarch64__)
-  asm volatile("" : "+w"(sum));
+  asm volatile("" : "+w"(vector));
 #else
-  asm volatile("" : "+x"(sum));
+  asm volatile("" : "+x"(vector));
 #endif
 }
 
@@ -21,7 +22,8 @@ struct Integers {
   using Vector = Ints;
   static constexpr int kProducts = 4 * kLanes;
   Ints codes = Ints{} + 0x01010101;
-  [[gnu::always_inline]] void add(Vector& sum) const {
+  [[gnu::always_inline]] void add(Vector& sum) {
+    needed(codes);
     sum = products(sum, (Codes)codes, codes);
     needed(sum);
   }
@@ -44,7 +46,8 @@ struct Pairs {
   using Vector = Floats;
   static constexpr int kProducts = 2 * kLanes;
   Ints ones = Ints{} + 0x3f803f80;
-  [[gnu::always_inline]] void add(Vector& sum) const {
+  [[gnu::always_inline]] void add(Vector& sum) {
+    needed(ones);
     sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)ones, (__m512bh)ones);
     needed(sum);
   }
@@ -55,7 +58,8 @@ struct Singles {
   using Vector = Floats;
   static constexpr int kProducts = kLanes;
   Floats ones = splat(1.0f);
-  [[gnu::always_inline]] void add(Vector& sum) const {
+  [[gnu::always_inline]] void add(Vector& sum) {
+    needed(ones);
     sum = multiply_add(ones, ones, sum);
     needed(sum);
   }

@@ -1,12 +1,14 @@
 """The limits of the processor: what is counted is what is computed."""
 
 import ctypes
+import platform
+import subprocess
 import threading
 
 import numpy as np
 import pytest
 
-from attention.kernels.cpu import levels, native
+from attention.kernels.cpu import compiling, levels, native
 from loadtest.direct import limits
 from tests.instructions import at, every_level, forget
 
@@ -40,6 +42,29 @@ def test_all_memory_is_read_and_all_products_are_counted():
     lanes = {"portable": 4, "x86-64-v3": 8, "avx-vnni": 8, "armv8-dotprod": 4}.get(levels.in_force().name, 16)
     assert library.longspan_multiply(0, 10) == 10 * 12 * lanes * 4 * 2
     assert library.longspan_multiply(2, 10) == 10 * 12 * lanes * 2
+
+
+INSTRUCTIONS = {
+    "x86-64-v3": ("vpmaddubsw", "vfmadd"),
+    "avx-vnni": ("vpdpbusd", "vfmadd"),
+    "x86-64-v4": ("vpmaddubsw", "vfmadd"),
+    "avx512-vnni": ("vpdpbusd", "vfmadd"),
+    "avx512-bf16": ("vpdpbusd", "vfmadd", "vdpbf16ps"),
+    "amx-bf16": ("vpdpbusd", "vfmadd"),
+    "armv8-dotprod": ("sdot", "fmla"),
+}
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_the_compiler_leaves_no_product_out(name):
+    """Each of the twelve sums of a round has its own product, and not one of a constant for all."""
+    level = next(level for level in levels.LEVELS if level.name == name)
+    if level.machine != platform.machine() or not compiling.accepts(level.arguments):
+        pytest.skip(f"this compiler does not compile for {name}")
+    command = [*compiling.compiler(), *compiling._FLAGS, *level.arguments, "-S", "-o", "-"]
+    done = subprocess.run([*command, str(limits._SOURCE)], capture_output=True, text=True, check=True)
+    for instruction in INSTRUCTIONS[name]:
+        assert sum(instruction in line for line in done.stdout.splitlines()) >= 12, instruction
 
 
 def test_a_level_that_there_is_not_is_refused(capsys, monkeypatch):
