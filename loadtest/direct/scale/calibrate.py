@@ -67,11 +67,12 @@ class _Used(NamedTuple):
         return _Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
 
 
-_REPLICAS = 4  # the most that the validation has
+REPLICAS = 4
+"""The most that the validation has."""
 
 
 def calibrate(arguments: Sequence[str], run: Run) -> Costs:
-    """All costs, in about two minutes.
+    """All costs, of servers that end after it; see ``costs_of``.
 
     Args:
         arguments: of ``longspan serve``.
@@ -82,12 +83,17 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
         longspan.LongspanError: a request failed.
         ValueError: a server's engine process or its steps were not found.
     """
+    with ExitStack() as stack:
+        return run(
+            costs_of([stack.enter_context(serve(*arguments)) for _ in range(_together()[-1])], "costs")
+        )
+
+
+def _together() -> list[int]:
+    """How many replicas get the loads at the same time."""
     cores = len(os.sched_getaffinity(0))
     # On more cores none has steps of several replicas to compute.
-    together = sorted({1, 2, 2 * cores}) if cores < _REPLICAS else [1, 2]
-    with ExitStack() as stack:
-        servers = [stack.enter_context(serve(*arguments)) for _ in range(together[-1])]
-        return run(_measured(servers, together, cores))
+    return sorted({1, 2, 2 * cores}) if cores < REPLICAS else [1, 2]
 
 
 async def warm_up(servers: Sequence[Address], vocabulary: int) -> None:
@@ -98,16 +104,26 @@ async def warm_up(servers: Sequence[Address], vocabulary: int) -> None:
     """
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
-        await _run(servers, clients, _WARM_UP, vocabulary, random.Random(1))
+        await _run(servers, clients, _WARM_UP, vocabulary, random.Random("warm-up"))
 
 
-async def _measured(servers: Sequence[Address], counts_together: Sequence[int], cores: int) -> Costs:
-    """Costs, from the loads on so many of the servers at the same time."""
-    rng = random.Random(0)
+async def costs_of(servers: Sequence[Address], seed: str) -> Costs:
+    """All costs, in two or three minutes.
+
+    Args:
+        servers: that do nothing else, ``REPLICAS`` of them or more.
+        seed: of the prompts; one that these servers have not had, whose prefix caches know its prompts.
+
+    Raises:
+        longspan.LongspanError: a request failed.
+        ValueError: a server's engine process or its steps were not found.
+    """
+    rng, counts_together = random.Random(seed), _together()
+    servers = servers[: counts_together[-1]]
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
         limits = await _limits(clients[0])
-        await _run(servers, clients, _WARM_UP, limits.vocabulary, random.Random(1))
+        await _run(servers, clients, _WARM_UP, limits.vocabulary, rng)
         steps, counts, server, client = {}, [], [], []
         for together in counts_together:
             measured = []
@@ -126,7 +142,7 @@ async def _measured(servers: Sequence[Address], counts_together: Sequence[int], 
         crowded=steps[counts_together[-1]],
         server=LoopCost.fit(counts, server),
         client=LoopCost.fit(counts, client),
-        cores=cores,
+        cores=len(os.sched_getaffinity(0)),
         limits=limits,
         machine=document.cores_of(document.machine()),
     )

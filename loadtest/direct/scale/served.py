@@ -29,7 +29,7 @@ class _Users:
     def __init__(self, scenario: Scenario, addresses: Sequence[Address]) -> None:
         self._scenario, self._addresses = scenario, addresses
         self._tally = Tally(scenario)
-        self._router = Router(scenario.policy, len(addresses), scenario.seed)
+        self._router = Router(scenario.policy, len(addresses), scenario.routing_seed)
 
     async def run(self, vocabulary: int) -> Figures:
         async with contextlib.AsyncExitStack() as stack:

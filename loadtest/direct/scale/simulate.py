@@ -42,7 +42,7 @@ class _World:
         self._calls = itertools.count(1)
         self._first: dict[int, float] = {}
         self._waiting: dict[int, simpy.Event] = {}
-        self._router = Router(scenario.policy, scenario.replicas, scenario.seed)
+        self._router = Router(scenario.policy, scenario.replicas, scenario.routing_seed)
         shared = Processors(self.env, costs.cores)
         self._client = Loop(shared)
         self._replicas = [
