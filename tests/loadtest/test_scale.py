@@ -55,6 +55,8 @@ def test_tasks_share_processors_evenly():
     # Two thirds of a core each, steps at 0.75, since each is on the other core for half of the time.
     assert ends(env, cores, (1.0, half), (0.5,), (2.0, half))[1] == pytest.approx(0.75)
     assert cores.given == pytest.approx(2.4 + 3.0 + 3.5)
+    # Steps had cores for this long: two thirds of both until 0.75, whole ones until 2.0, and one until 3.0.
+    assert cores.on_steps == pytest.approx(1.0 + 1.8 + 2 * (0.5 + 1.25) + 1.0)
 
 
 def test_steps_are_slower_on_crowded_cores():

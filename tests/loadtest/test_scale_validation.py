@@ -18,7 +18,7 @@ from tests.loadtest.test_scale import COSTS
 
 def figures(rate, ttft=0.5, hits=0.0):
     """Of one run."""
-    return Figures(rate, ttft, ttft / 2, 2 * ttft, 3 * ttft, hits, 100)
+    return Figures(rate, ttft, ttft / 2, 2 * ttft, 3 * ttft, hits, 100, 4 / rate)
 
 
 def pairs(count, ratio, noise, prompts=0.0, seed=0):
@@ -33,6 +33,9 @@ def test_an_error_is_told_from_noise():
     assert verdict(error("rate", pairs(6, 1.4, 0.03))) == verdict(error("rate", pairs(6, 0.7, 0.03))) == NO
     assert verdict(error("rate", pairs(6, 1.04, 0.4))) == verdict(error("rate", pairs(6, 1.16, 0.04))) == OPEN
     assert verdict(error("rate", pairs(5, 1.0, 0.01))) == OPEN
+    nothing = [Pair(figures(100), figures(100, hits=0.4))]
+    assert verdict(error("hits", nothing * 6)) == NO
+    assert verdict(error("hits", nothing * 5)) == OPEN
     found = error("rate", pairs(6, 1.04, 0.03))
     assert found.low < found.value < found.high
     # What both have of their prompts is no error.
@@ -56,7 +59,8 @@ def test_the_table_shows_noise_and_errors(capsys):
     assert "tokens/s | 100.0 (100.0 to 100.0) |" in first
     assert first.endswith("| yes |")
     assert "of 2 figures 2 are within 15%, 0 are not, and 0 can't be told from noise\n" in shown
-    assert "hits" not in shown.splitlines()[5]
+    assert "hits" not in shown
+    assert "| processor time of a step, s | 0.0400 (0.0400 to 0.0400) |" in shown
     assert not report([(scenario, pairs(6, 1.4, 0.03))])
     assert "of 2 figures 1 are within 15%, 1 are not" in capsys.readouterr().out
     assert not report([(scenario, pairs(4, 1.0, 0.03))])

@@ -55,16 +55,16 @@ _LOADS = (
 )
 
 
-class _Used(NamedTuple):
+class Used(NamedTuple):
     """Steps that were computed, and processor seconds."""
 
     steps: int
     engine: float
     server: float
 
-    def since(self, before: _Used) -> _Used:
+    def since(self, before: Used) -> Used:
         """What was used between the two."""
-        return _Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
+        return Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
 
 
 REPLICAS = 4
@@ -129,12 +129,12 @@ async def costs_of(servers: Sequence[Address], seed: str) -> Costs:
             measured = []
             for load in _LOADS:
                 began = time.process_time()
-                used = await _run(servers[:together], clients[:together], load, limits.vocabulary, rng)
+                found = await _run(servers[:together], clients[:together], load, limits.vocabulary, rng)
                 own = time.process_time() - began
-                measured += [(load.work(each.steps), each.engine) for each in used]
-                counts += [(load.requests, each.steps, load.requests * load.output) for each in used]
-                server += [each.server for each in used]
-                client += [own / together for _ in used]
+                measured += [(load.work(each.steps), each.engine) for each in found]
+                counts += [(load.requests, each.steps, load.requests * load.output) for each in found]
+                server += [each.server for each in found]
+                client += [own / together for _ in found]
             steps[together] = StepCost.fit(measured)
     return Costs(
         alone=steps[1],
@@ -154,25 +154,25 @@ async def _run(
     load: _Load,
     vocabulary: int,
     rng: random.Random,
-) -> list[_Used]:
+) -> list[Used]:
     """Puts a load on each server, on all at the same time, with prompts that they don't know."""
     ids = range(min(1000, vocabulary // 2), vocabulary)
     prompts = [[rng.choices(ids, k=load.prompt) for _ in range(load.requests)] for _ in servers]
-    before = [_used(each) for each in servers]
+    before = [used(each) for each in servers]
     await asyncio.gather(
         *(
             closed_loop(client, own, load.output, load.users)
             for client, own in zip(clients, prompts, strict=True)
         )
     )
-    found = [_used(each).since(earlier) for each, earlier in zip(servers, before, strict=True)]
-    if not all(used.steps for used in found):
+    found = [used(each).since(earlier) for each, earlier in zip(servers, before, strict=True)]
+    if not all(one.steps for one in found):
         raise ValueError("the server's metrics tell of no step, so that nothing can be measured")
     return found
 
 
-def _used(address: Address) -> _Used:
-    """So far. The steps come first, since to ask for them takes the server time.
+def used(address: Address) -> Used:
+    """What a server has used so far. The steps come first, since to ask for them takes the server time.
 
     Raises:
         ValueError: the server has no engine process.
@@ -184,7 +184,7 @@ def _used(address: Address) -> _Used:
     engines = [each for each in process.children() if "server.engine.ipc.process" in each.cmdline()]
     if not engines:
         raise ValueError(f"process {address.pid} has no engine process, so that nothing can be measured")
-    return _Used(int(sum(map(float, steps))), sum(map(_seconds, engines)), _seconds(process))
+    return Used(int(sum(map(float, steps))), sum(map(_seconds, engines)), _seconds(process))
 
 
 def _seconds(process: psutil.Process) -> float:

@@ -84,6 +84,7 @@ class Figures:
         ttft_p95: 95th percentile.
         hits: share of prompt tokens that were found in a prefix cache.
         calls: that ended in the time that counts.
+        step: processor seconds of a step of the engines, mean of all since the begin.
     """
 
     rate: float
@@ -93,6 +94,7 @@ class Figures:
     ttft_p95: float
     hits: float
     calls: float
+    step: float
 
 
 class Tally:
@@ -122,8 +124,11 @@ class Tally:
                 self._calls + 1,
             )
 
-    def figures(self) -> Figures:
+    def figures(self, step: float) -> Figures:
         """The results.
+
+        Args:
+            step: processor seconds of a step.
 
         Raises:
             ValueError: nothing was answered in the time that counts.
@@ -139,4 +144,5 @@ class Tally:
             percentile(times, 0.95),
             self._cached / self._prompt,
             self._calls,
+            step,
         )
