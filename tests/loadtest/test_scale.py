@@ -3,19 +3,19 @@
 import random
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import simpy
 
 from loadtest.direct.scale.__main__ import _kept
 from loadtest.direct.scale.costs import Costs, Limits, LoopCost, StepCost, Work
+from loadtest.direct.scale.errors import BOUND, NO, Pair, error, told, verdict
 from loadtest.direct.scale.processors import Loop, Processors, Speeds
 from loadtest.direct.scale.replica import Replica
 from loadtest.direct.scale.routing import Router
 from loadtest.direct.scale.simulate import simulate
-from loadtest.direct.scale.study import BOUND, errors
 from loadtest.direct.scale.traffic import Scenario
+from loadtest.direct.scale.validation import expected
 from server.engine.core import EngineCore
 from server.messages import Sampling, Submit
 from tests.engine.simulation.runner import Clock, FakeRunner, Rule
@@ -55,6 +55,8 @@ def test_tasks_share_processors_evenly():
     # Two thirds of a core each, steps at 0.75, since each is on the other core for half of the time.
     assert ends(env, cores, (1.0, half), (0.5,), (2.0, half))[1] == pytest.approx(0.75)
     assert cores.given == pytest.approx(2.4 + 3.0 + 3.5)
+    # Steps had cores for this long: two thirds of both until 0.75, whole ones until 2.0, and one until 3.0.
+    assert cores.on_steps == pytest.approx(1.0 + 1.8 + 2 * (0.5 + 1.25) + 1.0)
 
 
 def test_steps_are_slower_on_crowded_cores():
@@ -180,6 +182,29 @@ def test_affinity_keeps_within_its_bound():
     assert router.begin([7] * 100) == taken[0]
 
 
+def test_another_draw_has_the_same_prompts():
+    one, other = (replace(SESSIONS, draw=draw, traffic="sharegpt") for draw in (0, 3))
+    first, second = one.sessions(32000), other.sessions(32000)
+    assert [next(first) for _ in range(20)] == [next(second) for _ in range(20)]
+    late = [b - a for a, b in zip(one.begins(), other.begins(), strict=True)]
+    assert all(0 <= each <= 0.01 for each in late)
+    assert len(set(late)) == len(late) == 8
+    assert other.begins() == sorted(other.begins()) != replace(other, draw=4).begins()
+    routers = [Router("least request", 4, each.routing_seed) for each in (one, other)]
+    assert [routers[0].begin([]) for _ in range(40)] != [routers[1].begin([]) for _ in range(40)]
+
+
+def test_simulations_have_the_prompts_of_the_real_replicas():
+    """With other ones half a minute is another one: the rate is off by several times as much."""
+    scenario = replace(SESSIONS, replicas=2, users=4, traffic="sharegpt", policy="least request")
+    own, other = [], []
+    for seed in range(1, 4):
+        real = simulate(replace(scenario, seed=seed, draw=99), COSTS, one_machine=True)
+        own.append(abs(expected(replace(scenario, seed=seed), COSTS).rate / real.rate - 1))
+        other.append(abs(expected(replace(scenario, seed=seed + 50), COSTS).rate / real.rate - 1))
+    assert sum(own) < sum(other) / 2
+
+
 def test_a_seed_gives_the_same_figures_and_affinity_more_hits():
     affinity = simulate(SESSIONS, COSTS)
     assert affinity == simulate(SESSIONS, COSTS)
@@ -189,20 +214,29 @@ def test_a_seed_gives_the_same_figures_and_affinity_more_hits():
     assert affinity.ttft < turns.ttft
 
 
+def off(name, real, simulated):
+    """The error of a figure in six runs alike."""
+    return error(name, [Pair(real, simulated)] * 6)
+
+
 def test_what_the_validation_would_find():
     """Negative controls: engines slower than measured, cores not shared, or crowded without a loss."""
     scenario = replace(SESSIONS, replicas=2, users=4, traffic="sharegpt", seconds=16.0)
     real = simulate(scenario, COSTS, one_machine=True)
-    assert set(errors(real, real).values()) == {0}
+    assert {off(name, real, real).value for name in ("rate", "ttft", "ttft_p50", "hits")} == {0}
     slow = [StepCost(*(1.5 * cost for cost in vars(each).values())) for each in (STEP, BESIDE, CROWDED)]
     named = dict(zip(("alone", "beside", "crowded"), slow, strict=True))
-    assert errors(real, simulate(scenario, replace(COSTS, **named), one_machine=True))["rate"] < -BOUND
+    slower = simulate(scenario, replace(COSTS, **named), one_machine=True)
+    assert off("rate", real, slower).value < -BOUND
+    assert verdict(off("rate", real, slower)) == NO
     four = replace(scenario, replicas=4, users=2)
-    assert errors(real, simulate(four, COSTS))["rate"] > BOUND
+    assert off("rate", real, simulate(four, COSTS)).value > BOUND
     crowded = simulate(four, COSTS, one_machine=True)
     wrong = simulate(four, replace(COSTS, crowded=BESIDE), one_machine=True)
-    assert errors(crowded, wrong)["rate"] > BOUND
+    assert off("rate", crowded, wrong).value > BOUND
     real = simulate(SESSIONS, COSTS)
-    lost = SimpleNamespace(rate=real.rate, ttft=real.ttft, hits=0.0)
-    assert errors(real, lost)["hits"] < -BOUND < 0 == errors(real, real)["hits"]
-    assert errors(lost, real)["hits"] > BOUND
+    lost = replace(real, hits=0.0)
+    assert off("hits", real, lost).value < -BOUND < 0 == off("hits", real, real).value
+    assert verdict(off("hits", lost, real)) == NO
+    assert "hits" not in told([Pair(lost, lost)])
+    assert "hits" in told([Pair(lost, real)])

@@ -55,23 +55,24 @@ _LOADS = (
 )
 
 
-class _Used(NamedTuple):
+class Used(NamedTuple):
     """Steps that were computed, and processor seconds."""
 
     steps: int
     engine: float
     server: float
 
-    def since(self, before: _Used) -> _Used:
+    def since(self, before: Used) -> Used:
         """What was used between the two."""
-        return _Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
+        return Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
 
 
-_REPLICAS = 4  # the most that the validation has
+REPLICAS = 4
+"""The most that the validation has."""
 
 
 def calibrate(arguments: Sequence[str], run: Run) -> Costs:
-    """All costs, in about two minutes.
+    """All costs, of servers that end after it; see ``costs_of``.
 
     Args:
         arguments: of ``longspan serve``.
@@ -82,12 +83,17 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
         longspan.LongspanError: a request failed.
         ValueError: a server's engine process or its steps were not found.
     """
+    with ExitStack() as stack:
+        return run(
+            costs_of([stack.enter_context(serve(*arguments)) for _ in range(_together()[-1])], "costs")
+        )
+
+
+def _together() -> list[int]:
+    """How many replicas get the loads at the same time."""
     cores = len(os.sched_getaffinity(0))
     # On more cores none has steps of several replicas to compute.
-    together = sorted({1, 2, 2 * cores}) if cores < _REPLICAS else [1, 2]
-    with ExitStack() as stack:
-        servers = [stack.enter_context(serve(*arguments)) for _ in range(together[-1])]
-        return run(_measured(servers, together, cores))
+    return sorted({1, 2, 2 * cores}) if cores < REPLICAS else [1, 2]
 
 
 async def warm_up(servers: Sequence[Address], vocabulary: int) -> None:
@@ -98,27 +104,37 @@ async def warm_up(servers: Sequence[Address], vocabulary: int) -> None:
     """
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
-        await _run(servers, clients, _WARM_UP, vocabulary, random.Random(1))
+        await _run(servers, clients, _WARM_UP, vocabulary, random.Random("warm-up"))
 
 
-async def _measured(servers: Sequence[Address], counts_together: Sequence[int], cores: int) -> Costs:
-    """Costs, from the loads on so many of the servers at the same time."""
-    rng = random.Random(0)
+async def costs_of(servers: Sequence[Address], seed: str) -> Costs:
+    """All costs, in two or three minutes.
+
+    Args:
+        servers: that do nothing else, ``REPLICAS`` of them or more.
+        seed: of the prompts; one that these servers have not had, whose prefix caches know its prompts.
+
+    Raises:
+        longspan.LongspanError: a request failed.
+        ValueError: a server's engine process or its steps were not found.
+    """
+    rng, counts_together = random.Random(seed), _together()
+    servers = servers[: counts_together[-1]]
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
         limits = await _limits(clients[0])
-        await _run(servers, clients, _WARM_UP, limits.vocabulary, random.Random(1))
+        await _run(servers, clients, _WARM_UP, limits.vocabulary, rng)
         steps, counts, server, client = {}, [], [], []
         for together in counts_together:
             measured = []
             for load in _LOADS:
                 began = time.process_time()
-                used = await _run(servers[:together], clients[:together], load, limits.vocabulary, rng)
+                found = await _run(servers[:together], clients[:together], load, limits.vocabulary, rng)
                 own = time.process_time() - began
-                measured += [(load.work(each.steps), each.engine) for each in used]
-                counts += [(load.requests, each.steps, load.requests * load.output) for each in used]
-                server += [each.server for each in used]
-                client += [own / together for _ in used]
+                measured += [(load.work(each.steps), each.engine) for each in found]
+                counts += [(load.requests, each.steps, load.requests * load.output) for each in found]
+                server += [each.server for each in found]
+                client += [own / together for _ in found]
             steps[together] = StepCost.fit(measured)
     return Costs(
         alone=steps[1],
@@ -126,7 +142,7 @@ async def _measured(servers: Sequence[Address], counts_together: Sequence[int], 
         crowded=steps[counts_together[-1]],
         server=LoopCost.fit(counts, server),
         client=LoopCost.fit(counts, client),
-        cores=cores,
+        cores=len(os.sched_getaffinity(0)),
         limits=limits,
         machine=document.cores_of(document.machine()),
     )
@@ -138,25 +154,25 @@ async def _run(
     load: _Load,
     vocabulary: int,
     rng: random.Random,
-) -> list[_Used]:
+) -> list[Used]:
     """Puts a load on each server, on all at the same time, with prompts that they don't know."""
     ids = range(min(1000, vocabulary // 2), vocabulary)
     prompts = [[rng.choices(ids, k=load.prompt) for _ in range(load.requests)] for _ in servers]
-    before = [_used(each) for each in servers]
+    before = [used(each) for each in servers]
     await asyncio.gather(
         *(
             closed_loop(client, own, load.output, load.users)
             for client, own in zip(clients, prompts, strict=True)
         )
     )
-    found = [_used(each).since(earlier) for each, earlier in zip(servers, before, strict=True)]
-    if not all(used.steps for used in found):
+    found = [used(each).since(earlier) for each, earlier in zip(servers, before, strict=True)]
+    if not all(one.steps for one in found):
         raise ValueError("the server's metrics tell of no step, so that nothing can be measured")
     return found
 
 
-def _used(address: Address) -> _Used:
-    """So far. The steps come first, since to ask for them takes the server time.
+def used(address: Address) -> Used:
+    """What a server has used so far. The steps come first, since to ask for them takes the server time.
 
     Raises:
         ValueError: the server has no engine process.
@@ -168,7 +184,7 @@ def _used(address: Address) -> _Used:
     engines = [each for each in process.children() if "server.engine.ipc.process" in each.cmdline()]
     if not engines:
         raise ValueError(f"process {address.pid} has no engine process, so that nothing can be measured")
-    return _Used(int(sum(map(float, steps))), sum(map(_seconds, engines)), _seconds(process))
+    return Used(int(sum(map(float, steps))), sum(map(_seconds, engines)), _seconds(process))
 
 
 def _seconds(process: psutil.Process) -> float:

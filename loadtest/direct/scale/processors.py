@@ -48,14 +48,16 @@ class Processors:
 
     Attributes:
         given: seconds at full speed that tasks have had.
+        on_steps: seconds of cores that steps have had, at whatever speed.
     """
 
     def __init__(self, env: simpy.Environment, cores: int) -> None:
         self._env, self._cores = env, cores
-        self.given = 0.0
+        self.given = self.on_steps = 0.0
         self._tasks: list[Task] = []
         self._since = env.now
         self._plans = 0
+        self._share = 0.0  # of a core, that each task has
 
     def work(self, seconds: float, done: Callable[[], object], speeds: Speeds | None = None) -> Task:
         """Begins a task."""
@@ -80,9 +82,11 @@ class Processors:
 
     def _advance(self) -> None:
         passed, self._since = self._env.now - self._since, self._env.now
+        busy = passed * self._share
         for task in self._tasks:
             task.left -= passed * task.rate
             self.given += passed * task.rate
+            self.on_steps += 0.0 if task.speeds is None else busy
 
     def _plan(self) -> None:
         """Finds how fast each goes on, and when the first is done."""
@@ -94,8 +98,9 @@ class Processors:
         # Each of the other tasks is as likely on another core.
         others = (busy - 1) / (self._cores - 1) * (steps - 1) / (count - 1) if busy > 1 else 0.0
         crowded = min(1.0, max(0.0, steps / self._cores - 1))
+        self._share = busy / count
         for task in self._tasks:
-            task.rate = busy / count
+            task.rate = self._share
             if task.speeds is not None:
                 speed = 1 - others * (1 - task.speeds.beside)
                 task.rate *= speed + crowded * (task.speeds.crowded - speed)

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
+from loadtest.direct.scale.calibrate import used
 from loadtest.direct.scale.routing import Router
 from loadtest.direct.scale.traffic import Figures, Scenario, Tally
 from loadtest.greedy import GREEDY
@@ -29,7 +30,7 @@ class _Users:
     def __init__(self, scenario: Scenario, addresses: Sequence[Address]) -> None:
         self._scenario, self._addresses = scenario, addresses
         self._tally = Tally(scenario)
-        self._router = Router(scenario.policy, len(addresses), scenario.seed)
+        self._router = Router(scenario.policy, len(addresses), scenario.routing_seed)
 
     async def run(self, vocabulary: int) -> Figures:
         async with contextlib.AsyncExitStack() as stack:
@@ -39,13 +40,16 @@ class _Users:
             ]
             for client in clients:
                 await client.generate([1000, 1001], max_tokens=1)  # what a first call makes
+            before = [used(each) for each in self._addresses]
             self._start = time.monotonic()
             sessions = self._scenario.sessions(vocabulary)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._scenario.warm_up + self._scenario.seconds):
                     users = (self._user(begin, sessions, clients) for begin in self._scenario.begins())
                     await asyncio.gather(*users)
-        return self._tally.figures()
+        spent = [used(each).since(then) for each, then in zip(self._addresses, before, strict=True)]
+        steps = sum(each.steps for each in spent)
+        return self._tally.figures(sum(each.engine for each in spent) / max(1, steps))
 
     def _now(self) -> float:
         return time.monotonic() - self._start

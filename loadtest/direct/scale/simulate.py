@@ -31,7 +31,7 @@ def simulate(scenario: Scenario, costs: Costs, *, one_machine: bool = False) -> 
     """
     world = _World(scenario, costs, one_machine)
     world.env.run(until=scenario.warm_up + scenario.seconds)
-    return world.tally.figures()
+    return world.figures()
 
 
 class _World:
@@ -42,21 +42,27 @@ class _World:
         self._calls = itertools.count(1)
         self._first: dict[int, float] = {}
         self._waiting: dict[int, simpy.Event] = {}
-        self._router = Router(scenario.policy, scenario.replicas, scenario.seed)
-        shared = Processors(self.env, costs.cores)
-        self._client = Loop(shared)
+        self._router = Router(scenario.policy, scenario.replicas, scenario.routing_seed)
+        clients = Processors(self.env, costs.cores)
+        self._client = Loop(clients)
+        self._machines = (
+            [clients]
+            if one_machine
+            else [Processors(self.env, costs.cores) for _ in range(scenario.replicas)]
+        )
         self._replicas = [
-            Replica(
-                self.env,
-                shared if one_machine else Processors(self.env, costs.cores),
-                costs,
-                self._receive,
-            )
-            for _ in range(scenario.replicas)
+            Replica(self.env, self._machines[number % len(self._machines)], costs, self._receive)
+            for number in range(scenario.replicas)
         ]
         sessions = scenario.sessions(costs.limits.vocabulary)
         for begin in scenario.begins():
             self.env.process(self._user(begin, sessions))
+
+    def figures(self) -> Figures:
+        """The results so far."""
+        steps = sum(replica.steps + replica.given_up for replica in self._replicas)
+        seconds = sum(machine.on_steps for machine in self._machines)
+        return self.tally.figures(seconds / max(1, steps))
 
     def _user(self, begin: float, sessions: Iterator[list[Turn]]) -> Generator[simpy.Event, Any, None]:
         yield self.env.timeout(begin)

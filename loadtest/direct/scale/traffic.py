@@ -15,6 +15,9 @@ from loadtest.load.workloads import Shape, sharegpt
 _QUESTION, _TURNS = 32, 6
 _DOCUMENTS = {"sessions": (256, 768), "long sessions": (1024, 3072)}
 TRAFFIC = ("sharegpt", *_DOCUMENTS)
+_LATE = 0.01
+"""Seconds by which users may begin later in another draw: real ones wake up about so exactly. A closed loop
+soon makes other steps of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Scenario:
         warm_up: seconds that count nowhere.
         seconds: that count, after those.
         seed: of all draws.
+        draw: another run with the same prompts in the same order: the router draws anew, and users begin
+            some milliseconds later.
     """
 
     replicas: int
@@ -40,11 +45,19 @@ class Scenario:
     warm_up: float = 8.0
     seconds: float = 20.0
     seed: int = 0
+    draw: int = 0
+
+    @property
+    def routing_seed(self) -> int:
+        """Of the router."""
+        return self.seed + 1_000_003 * self.draw
 
     def begins(self) -> list[float]:
         """When each user begins."""
         count = self.users * self.replicas
-        return [self.warm_up / 2 * user / count for user in range(count)]
+        late = random.Random(self.routing_seed) if self.draw else None
+        gap = self.warm_up / 2 / count
+        return [gap * user + (late.uniform(0, min(_LATE, gap)) if late else 0.0) for user in range(count)]
 
     def sessions(self, vocabulary: int) -> Iterator[list[Turn]]:
         """Sessions without end; a later turn's prompt goes on after all that was said before."""
@@ -67,17 +80,21 @@ class Figures:
         rate: output tokens per second of all replicas.
         ttft: seconds to the first token, mean.
         ttft_p50: median.
+        ttft_p90: 90th percentile.
         ttft_p95: 95th percentile.
         hits: share of prompt tokens that were found in a prefix cache.
         calls: that ended in the time that counts.
+        step: processor seconds of a step of the engines, mean of all since the begin.
     """
 
     rate: float
     ttft: float
     ttft_p50: float
+    ttft_p90: float
     ttft_p95: float
     hits: float
     calls: float
+    step: float
 
 
 class Tally:
@@ -107,8 +124,11 @@ class Tally:
                 self._calls + 1,
             )
 
-    def figures(self) -> Figures:
+    def figures(self, step: float) -> Figures:
         """The results.
+
+        Args:
+            step: processor seconds of a step.
 
         Raises:
             ValueError: nothing was answered in the time that counts.
@@ -120,7 +140,9 @@ class Tally:
             self._tokens / (self._end - self._begin),
             statistics.fmean(times),
             percentile(times, 0.5),
+            percentile(times, 0.9),
             percentile(times, 0.95),
             self._cached / self._prompt,
             self._calls,
+            step,
         )
