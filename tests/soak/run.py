@@ -21,6 +21,7 @@ from tests.processes import wait_ended
 from tests.soak.bounds import Bound, End, Limits, judge
 from tests.soak.encoders import ENCODER_KILLED, ENCODERS, EncoderLoad, start_encoder
 from tests.soak.faults import Faults
+from tests.soak.filling import Filler
 from tests.soak.inputs import COUNTED
 from tests.soak.record import Record
 from tests.soak.schedule import QUIET, schedule
@@ -192,7 +193,9 @@ class _Load:
                 Senders(server, self._tokens["hostile"], self._record, random.Random(rng.random()))
                 for server in self._servers.values()
             ]
+            filler = Filler(client, self._record, random.Random(rng.random()))
             async with asyncio.TaskGroup() as group:
+                group.create_task(filler.run())
                 for each in drawn:
                     group.create_task(users.one(each))
                 for encoder in self._encoders:
@@ -203,7 +206,7 @@ class _Load:
                 try:
                     await self._windows(rng, context)
                 finally:
-                    for one in (users, *senders, *self._encoders):
+                    for one in (users, filler, *senders, *self._encoders):
                         one.ended = True
             await self._settle()
             for question in asked:
