@@ -14,6 +14,7 @@ from longspan import FinishReason, LongspanError
 from tests.e2e.server import Server
 from tests.kernels import share_kernels
 from tests.models_zoo import save_tiny
+from tests.soak import bounds
 from tests.soak.__main__ import plan_of
 from tests.soak.bounds import End, Limits, judge
 from tests.soak.encoders import EncoderLoad, Request
@@ -39,7 +40,7 @@ LIMITS = Limits(
     growth=None,
 )
 # A slow machine does not get through all fields in ten seconds.
-SHORT = replace(LIMITS, hostile=100, fields=len(FIELDS) // 4)
+JUDGED = replace(LIMITS, hostile=100, fields=len(FIELDS) // 4, growth=1e9)
 
 
 @pytest.fixture
@@ -57,10 +58,12 @@ def assert_holds(plan: Plan, folder) -> None:
     assert len(document(plan, result)["windows"]) == len(result.record.windows) - 1
 
 
-def test_a_server_holds(small, tmp_path):
+def test_a_server_holds(small, tmp_path, monkeypatch):
+    # That memory is looked at, from where the cache is full on, is tried; a short run tells nothing of it.
+    monkeypatch.setattr(bounds, "_SERIES_SECONDS", 0.5)
     seed = random.SystemRandom().randrange(1 << 32)
     assert_holds(
-        Plan(seed, 10.5, 1.5, 70, 2.0, ["--kv-memory", "8MiB", "--speculate", "ngram", *small], SHORT),
+        Plan(seed, 10.5, 1.5, 70, 2.0, ["--kv-memory", "8MiB", "--speculate", "ngram", *small], JUDGED),
         tmp_path,
     )
 
