@@ -11,6 +11,8 @@ from typing import Any
 import tokenizers
 from tokenizers.decoders import ByteLevel
 
+from server.panics import without_panics
+
 
 class Decoding:
     """Texts of tokens. Methods may be called from several threads.
@@ -37,6 +39,7 @@ class Decoding:
         self.byte_level = isinstance(backend.decoder, ByteLevel)
 
     @classmethod
+    @without_panics
     def read(cls, folder: Path) -> Decoding:
         """That of a folder with a ``tokenizer.json``, with the same texts as ``server.text.tokenizer`` has.
 
@@ -54,6 +57,7 @@ class Decoding:
 
         return cls(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True).backend_tokenizer)
 
+    @without_panics
     def decode_known(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids that the model chose; those with no entry are no text.
 

@@ -6,12 +6,14 @@ import os
 
 from tokenizers import Tokenizer
 
+from server.panics import without_panics
 from server.text.errors import TooManyTokensError
 
 # A batch of one text needs no threads of the library's own.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@without_panics
 def token_ids(
     backend: Tokenizer, text: str, *, add_special_tokens: bool, most: int | None = None
 ) -> list[int]:

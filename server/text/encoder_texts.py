@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
+from server.panics import without_panics
 from server.text.errors import TooManyTokensError, check_unicode
 
 
@@ -40,6 +41,7 @@ class TooLongError(TooManyTokensError):
         self.index = index
 
 
+@without_panics
 def encoder_texts(
     backend: Tokenizer, texts: Sequence[Input], *, most: int, truncate: bool
 ) -> list[EncoderText]:

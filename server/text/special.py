@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from server.panics import without_panics
 from server.text.chat import ChatTemplate, Messages
 from server.text.encode import token_ids
 from server.text.errors import TextError
@@ -113,7 +114,7 @@ class _Renamed:
             raise _impossible()  # renamed, it would leave nothing to write that character with
         try:
             document = _rename(json.loads(backend.to_str()), self._names)
-            self.tokenizer = Tokenizer.from_str(json.dumps(document))
+            self.tokenizer = without_panics(Tokenizer.from_str)(json.dumps(document))
             ids = self.tokenizer.encode("".join(self._names.values()), add_special_tokens=False).ids
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise _impossible() from error

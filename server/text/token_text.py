@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from server.panics import without_panics
+
 if TYPE_CHECKING:  # it brings transformers, whose import takes a second
     from tokenizers import Tokenizer
 
@@ -50,6 +52,7 @@ class TokenTexts:
             return within[len(before) : len(within) - len(behind)]
         return self._decode(anchor, token)[len(before) :]
 
+    @without_panics
     def _decode(self, *tokens: int) -> str:
         text: str = self._backend.decode(tokens, skip_special_tokens=False)
         return text

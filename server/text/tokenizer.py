@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from server.errors import RefusedError
+from server.panics import without_panics
 from server.text.chat import ChatTemplate, Messages
 from server.text.chat_source import choose_template
 from server.text.decoding import Decoding
@@ -37,6 +38,7 @@ class Tokenizer(Decoding):
         token_text: a token's text as it stands within a text, such as ``" the"``, by its id.
     """
 
+    @without_panics
     def __init__(self, folder: Path, chat_template: str | None = None) -> None:
         """Loads from a Hugging Face folder.
 
@@ -51,7 +53,8 @@ class Tokenizer(Decoding):
         if not (folder / "tokenizer.json").is_file():
             raise RefusedError(f"{folder} has no tokenizer.json")
         try:
-            self._pretrained = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            read = without_panics(PreTrainedTokenizerFast.from_pretrained)
+            self._pretrained = read(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise RefusedError(
                 f"{folder}: tokenizer.json, tokenizer_config.json or a chat template can't be read: {error}"
@@ -135,6 +138,7 @@ class Tokenizer(Decoding):
         self.check_ids(token_ids)
         return self.decode_known(token_ids, skip_special_tokens=skip_special_tokens)
 
+    @without_panics
     def decode_aside(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """``decode_known`` for many tokens, during which other threads run."""
         (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc import aio
+from tokenizers.decoders import Strip
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import interceptor, stall
@@ -182,6 +183,17 @@ async def test_a_bug_gives_the_request_id_and_nothing_else(texts, running, monke
         assert ("secret" in str(told.exc_info[1])) == texts
     assert ("raise KeyError" in caplog.text, "KeyError: 'a secret" in caplog.text) == (True, texts)
     assert running.sample("longspan_requests_total", finish_reason="none", grpc_code="INTERNAL") == 1
+
+
+async def test_a_panic_of_the_tokenizers_library_is_answered_like_any_bug(running, monkeypatch):
+    backend = running.state.served.tokenizer._backend
+    # With this one the library has a bug for a text of one ``a``.
+    monkeypatch.setattr(backend, "decoder", Strip("a", 3, 3))
+    request = inference_pb2.DetokenizeRequest(token_ids=[backend.token_to_id("a")])
+    with pytest.raises(aio.AioRpcError) as caught:
+        await running.stub.Detokenize(request, timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert list(details(caught.value)) == ["RequestInfo"]
 
 
 async def test_the_request_id_is_in_the_initial_metadata(running):

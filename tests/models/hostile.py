@@ -241,6 +241,14 @@ TEXTS_REFUSED: dict[str, tuple[Change, str]] = {
         edited(TOKENIZER, lambda said: said["model"]["merges"].append(["zz", "qq"])),
         "out of vocabulary",
     ),
+    "a prefix longer than the tokens that have it": (
+        edited(TOKENIZER, lambda said: said["model"].update(continuing_subword_prefix="#" * 40)),
+        "the tokenizers library failed: .*out of range",
+    ),
+    "pieces of no length": (
+        edited(TOKENIZER, lambda said: said.update(pre_tokenizer={"type": "FixedLength", "length": 0})),
+        "can't be used: the tokenizers library failed: chunk size must be non-zero",
+    ),
     "a pattern that is none": (
         edited(TOKENIZER, lambda said: said.update(pre_tokenizer=_SPLIT | {"pattern": {"Regex": "(("}})),
         "unmatched parenthesis",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -88,8 +89,19 @@ def p99(values: Sequence[float]) -> float:
     return float(np.percentile(values, 99)) if values else float("nan")
 
 
-def growth(series: Sequence[Memory]) -> float | None:
-    """MiB per hour in the second half of the longest series of one process; ``None`` if all are short."""
+def growth(series: Sequence[Memory], full: Mapping[int, float] | None = None) -> float | None:
+    """How a process grows that has served for long.
+
+    Args:
+        series: memory of processes, one after another.
+        full: for engines with a KV cache, by process, when each page of it had been written. The first
+            write of a page takes memory once and is no growth, so what was seen before does not count.
+
+    Returns:
+        MiB per hour in the second half of the longest series of one process; ``None`` if all are short.
+    """
+    if full is not None:
+        series = [one for one in series if one.when >= full.get(one.process, math.inf)]
     series = max((list(one) for _, one in groupby(series, lambda each: each.process)), key=len, default=[])
     late = series[len(series) // 2 :]
     if not late or late[-1].when - late[0].when < _SERIES_SECONDS:
@@ -108,8 +120,11 @@ def judge(record: Record, limits: Limits, end: End) -> list[Bound]:
         count for (_, status), count in real.items() if status in _BUGS
     )
     lost = [window for window in windows if window.fault in limits.noticed]
-    series = {"server": record.server, "engine": record.engine, **record.encoders}
-    grown = {name: growth(memory) for name, memory in series.items()}
+    grown = {
+        "server": growth(record.server),
+        "engine": growth(record.engine, record.full),
+        **{name: growth(memory) for name, memory in record.encoders.items()},
+    }
     bounds = [
         _bound("what should not have been", wrong[:3] or "nothing", "nothing", not wrong),
         _least("real calls answered in a window", [window.answered for window in windows], limits.answers),

@@ -64,6 +64,7 @@ class Record:
         server: memory of the server process.
         engine: of the engines.
         encoders: of the servers and engines of encoders, by name.
+        full: when each page of an engine's KV cache had been written, by process.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class Record:
         self.server: list[Memory] = []
         self.engine: list[Memory] = []
         self.encoders: dict[str, list[Memory]] = {}
+        self.full: dict[int, float] = {}
 
     @property
     def now(self) -> Window:

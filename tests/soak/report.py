@@ -30,6 +30,7 @@ def document(plan: Plan, result: Result) -> dict[str, Any]:
                 **record.encoders,
             }.items()
         },
+        "full": {process: round(when, 1) for process, when in record.full.items()},
         "end": result.end._asdict(),
         "bounds": [bound._asdict() for bound in result.bounds],
     }

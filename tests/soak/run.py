@@ -18,9 +18,10 @@ import psutil
 from longspan import AsyncClient
 from tests.e2e.server import Server
 from tests.processes import wait_ended
-from tests.soak.bounds import Bound, End, Limits, judge
+from tests.soak.bounds import Bound, End, Limits, growth, judge
 from tests.soak.encoders import ENCODER_KILLED, ENCODERS, EncoderLoad, start_encoder
 from tests.soak.faults import Faults
+from tests.soak.filling import Filler
 from tests.soak.inputs import COUNTED
 from tests.soak.record import Record
 from tests.soak.schedule import QUIET, schedule
@@ -39,6 +40,8 @@ _IDENTITIES = {
     "crowd": "",
     "hostile": "requests_in_flight = 2\ntokens_per_minute = 3000\n",
 }
+# For an engine whose cache takes long to fill to be seen for long enough.
+_LONGER_SECONDS = 1800.0
 # For the last calls of clients that have gone.
 _SETTLE_SECONDS = 20.0
 # A process whose parent has ended is killed by the kernel.
@@ -54,7 +57,7 @@ class Plan:
 
     Attributes:
         seed: of schedule, questions, users and inputs.
-        seconds: of load.
+        seconds: of load, and more until growth of an engine can be judged.
         window: seconds of one fault, at least.
         per_second: hostile inputs.
         step_timeout: the server's ``--engine-step-timeout``.
@@ -192,7 +195,9 @@ class _Load:
                 Senders(server, self._tokens["hostile"], self._record, random.Random(rng.random()))
                 for server in self._servers.values()
             ]
+            filler = Filler(client, self._record, random.Random(rng.random()))
             async with asyncio.TaskGroup() as group:
+                group.create_task(filler.run())
                 for each in drawn:
                     group.create_task(users.one(each))
                 for encoder in self._encoders:
@@ -203,7 +208,7 @@ class _Load:
                 try:
                     await self._windows(rng, context)
                 finally:
-                    for one in (users, *senders, *self._encoders):
+                    for one in (users, filler, *senders, *self._encoders):
                         one.ended = True
             await self._settle()
             for question in asked:
@@ -225,15 +230,25 @@ class _Load:
         windows = int(self._plan.seconds / self._plan.window)
         for number, fault in enumerate(schedule(rng, windows, faults.of_engines, faults.others)):
             print(f"window {number + 1} of {windows}: {fault}", file=sys.stderr, flush=True)
-            end = time.monotonic() + self._plan.window
-            self._record.begin(fault)
-            if fault != QUIET:
-                await faults.inject(fault)
-            # A window is longer where its fault is, or where clients are not yet seen to be served.
-            last = time.monotonic() + 2 * self._plan.window
-            await asyncio.sleep(max(0.0, end - time.monotonic()))
-            while time.monotonic() < last and not self._served():  # noqa: ASYNC110 (counts send no event)
-                await asyncio.sleep(0.05)
+            await self._window(fault, faults)
+        last = time.monotonic() + _LONGER_SECONDS
+        while self._plan.limits.growth is not None and time.monotonic() < last:
+            if growth(self._record.engine, self._record.full) is not None:
+                break
+            # On a slow machine the KV cache takes minutes to fill, and memory is to be seen after that.
+            print("one window more: the engine's memory was not seen for long enough", file=sys.stderr)
+            await self._window(QUIET, faults)
+
+    async def _window(self, fault: str, faults: Faults) -> None:
+        end = time.monotonic() + self._plan.window
+        self._record.begin(fault)
+        if fault != QUIET:
+            await faults.inject(fault)
+        # A window is longer where its fault is, or where clients are not yet seen to be served.
+        last = time.monotonic() + 2 * self._plan.window
+        await asyncio.sleep(max(0.0, end - time.monotonic()))
+        while time.monotonic() < last and not self._served():  # noqa: ASYNC110 (counts send no event)
+            await asyncio.sleep(0.05)
 
     def _served(self) -> bool:
         least = self._plan.limits.answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,12 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from longspan import FinishReason
+from longspan import FinishReason, LongspanError
+from tests.e2e.server import Server
 from tests.kernels import share_kernels
 from tests.models_zoo import save_tiny
+from tests.soak import bounds
 from tests.soak.__main__ import plan_of
 from tests.soak.bounds import End, Limits, judge
 from tests.soak.encoders import EncoderLoad, Request
+from tests.soak.filling import Filler
 from tests.soak.inputs import FIELDS, inputs
 from tests.soak.record import Memory, Record
 from tests.soak.report import document, table
@@ -36,7 +40,7 @@ LIMITS = Limits(
     growth=None,
 )
 # A slow machine does not get through all fields in ten seconds.
-SHORT = replace(LIMITS, hostile=100, fields=len(FIELDS) // 4)
+JUDGED = replace(LIMITS, hostile=100, fields=len(FIELDS) // 4, growth=1e9)
 
 
 @pytest.fixture
@@ -54,10 +58,12 @@ def assert_holds(plan: Plan, folder) -> None:
     assert len(document(plan, result)["windows"]) == len(result.record.windows) - 1
 
 
-def test_a_server_holds(small, tmp_path):
+def test_a_server_holds(small, tmp_path, monkeypatch):
+    # That memory is looked at, from where the cache is full on, is tried; a short run tells nothing of it.
+    monkeypatch.setattr(bounds, "_SERIES_SECONDS", 0.5)
     seed = random.SystemRandom().randrange(1 << 32)
     assert_holds(
-        Plan(seed, 10.5, 1.5, 70, 2.0, ["--kv-memory", "64MiB", "--speculate", "ngram", *small], SHORT),
+        Plan(seed, 10.5, 1.5, 70, 2.0, ["--kv-memory", "8MiB", "--speculate", "ngram", *small], JUDGED),
         tmp_path,
     )
 
@@ -140,11 +146,96 @@ def test_growth_is_judged_in_the_engine_that_served_longest():
     record.server = [Memory(second, 1, 100 * mib) for second in range(600)]
     record.engine = [Memory(second, 2, 10 * second * mib) for second in range(200)]
     record.engine += [Memory(second, 3, (200 + second // 60) * mib) for second in range(200, 1000)]
+    record.full = {2: 0.0, 3: 200.0}
     server, engine = judge(record, limits, end)[-2:]
     assert server.holds
     assert not engine.holds, "a MiB each minute is 60 each hour"
     record.encoders["masks: engine"] = record.engine
     assert [bound.holds for bound in judge(record, limits, end)][-3:] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("leak", "written", "full", "holds"),
+    [
+        (0, 300, {7: 300.0}, True),
+        (100, 300, {7: 300.0}, False),
+        (100, 300, {7: 0.0}, False),
+        # Pages that are first written while the bound looks are growth like any other.
+        (0, 1000, {7: 0.0}, False),
+        # What was full too late, or never, or is another engine, tells nothing.
+        (0, 300, {7: 700.0}, False),
+        (0, 300, {}, False),
+        (0, 300, {6: 300.0}, False),
+    ],
+)
+def test_growth_begins_where_the_kv_cache_is_full(leak, written, full, holds):
+    """An engine that leaks so many MiB an hour, and has written all pages of its cache after some seconds."""
+    record, end = good()
+    mib = 1 << 20
+    record.server = [Memory(second, 1, 100 * mib) for second in range(1000)]
+    record.engine = [
+        Memory(second, 7, int((456 + 256 * min(1, second / written) + leak * second / 3600) * mib))
+        for second in range(1000)
+    ]
+    record.full = full
+    server, engine = judge(record, replace(LIMITS, growth=40.0), end)[-2:]
+    assert server.holds
+    assert engine.holds == holds, engine
+
+
+class Pages:
+    """A client of an engine with 100 pages of 16 tokens; its third call finds the engine lost."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.prompts: list[list[int]] = []
+
+    async def model_info(self):
+        return SimpleNamespace(context_length=512, vocabulary_size=1000)
+
+    async def server_info(self):
+        return SimpleNamespace(load=SimpleNamespace(page_size=16, pages_total=100))
+
+    async def generate(self, prompt, **_):
+        self.prompts.append(prompt)
+        if len(self.prompts) == 3:
+            self.record.engine.append(Memory(1.0, 8, 0))
+            raise LongspanError("The engine ended.")
+
+
+async def fill(client, record: Record) -> None:
+    filler = Filler(client, record, random.Random(1))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(filler.run())
+        while not record.full:  # noqa: ASYNC110 (a record sends no event)
+            await asyncio.sleep(0.01)
+        filler.ended = True
+
+
+async def test_a_filled_cache_has_no_page_that_was_never_used(small):
+    server = Server("--kv-memory", "1MiB", *small)
+    try:
+        record = Record()
+        record.engine.append(Memory(0.0, server.engine_pid, 0))
+        async with server.aclient() as client:
+            await fill(client, record)
+            load = (await client.server_info()).load
+    finally:
+        server.stop()
+    # The last page of a prompt is not full, so that it is not cached; the next prompt takes it first.
+    assert load.pages_total - 1 <= load.pages_cached + load.pages_used <= load.pages_total
+    assert load.pages_total > 200
+
+
+async def test_each_engines_cache_is_filled_with_prompts_that_fill_it():
+    record = Record()
+    record.engine.append(Memory(0.0, 7, 0))
+    client = Pages(record)
+    await fill(client, record)
+    assert {*record.full} == {8}, "the engine that was lost has never been full"
+    written = [len(prompt) // 16 for prompt in client.prompts[3:]]
+    assert sum(written[:-1]) < 100 <= sum(written)
+    assert len({tuple(prompt[:16]) for prompt in client.prompts}) == len(client.prompts)
 
 
 @pytest.mark.parametrize(("found", "noted"), [([1.0, 2.0], 0), ([1.0, 2.001], 1), ([1.0], 1)])

@@ -67,6 +67,6 @@ class Watcher(threading.Thread):
         server = psutil.Process(self._server.process.pid)
         self._of_server.append(Memory(now, server.pid, server.memory_info().rss))
         self.processes |= {server, *server.children(recursive=True)}
-        with contextlib.suppress(AssertionError, psutil.NoSuchProcess):  # between two engines
+        with contextlib.suppress(IndexError, psutil.NoSuchProcess):  # between two engines
             engine = psutil.Process(self._server.engine_pid)
             self._of_engine.append(Memory(now, engine.pid, engine.memory_info().rss))

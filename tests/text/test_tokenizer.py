@@ -1,5 +1,7 @@
 """The default model's tokenizer and chat template, beside transformers' own."""
 
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from server.errors import RefusedError
+from server.panics import TokenizersError
+from server.text.decoding import Decoding
 from server.text.encode import token_ids
 from server.text.encoder_texts import encoder_texts
 from server.text.errors import TextError, TooManyTokensError
@@ -33,6 +37,26 @@ def transformers_own(default_model):
 def test_texts_become_the_same_tokens_and_come_back(tokenizer, transformers_own, text):
     assert tokenizer.encode(text) == transformers_own(text)["input_ids"]
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+
+
+@pytest.fixture
+def strips_too_much(default_model, tmp_path):
+    """A decoder of the library's, in which it has a bug with texts of one ``a``."""
+    folder = tmp_path / "model"
+    shutil.copytree(default_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf"))
+    said = json.loads((folder / "tokenizer.json").read_text())
+    said["decoder"] = {"type": "Strip", "content": "a", "start": 3, "stop": 3}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_a_panic_of_the_library_is_an_error_like_others(strips_too_much):
+    tokenizer = Tokenizer(strips_too_much)
+    (token,) = tokenizer.encode("a")
+    for decode in (tokenizer.decode, tokenizer.decode_aside, Decoding.read(strips_too_much).decode_known):
+        with pytest.raises(TokenizersError, match="the tokenizers library failed: index out of bounds"):
+            decode([token], skip_special_tokens=False)
+    assert tokenizer.decode(tokenizer.encode("b")) == "b"
 
 
 def test_conversations_become_the_same_tokens(tokenizer, transformers_own):

@@ -16,6 +16,7 @@ from server.models.executors.base import Executor
 from server.models.executors.choose import choose_executor
 from server.models.resolve import ModelFiles, resolve_model
 from server.models.tokenizing.files import find_tokenizer
+from server.panics import without_panics
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
@@ -143,6 +144,7 @@ def _check_sizes(draft: int, target: int) -> None:
         )
 
 
+@without_panics
 def _check_vocabularies(files: ModelFiles, target: Path | None) -> None:
     """Refuses vocabularies that differ, where both are known."""
     from tokenizers import Tokenizer

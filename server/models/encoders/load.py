@@ -31,6 +31,7 @@ from server.models.limits import check_positions, context_length
 from server.models.load import read_model
 from server.models.recognize import is_encoder, read_any_config
 from server.models.refusing import refusing
+from server.panics import without_panics
 
 log = logging.getLogger("longspan.models")
 
@@ -201,6 +202,7 @@ def _class(config: Any, tasks: tuple[Task, ...]) -> tuple[Any, dict[str, Any]]:
     return transformers.AutoModel, {"add_pooling_layer": False} if bare else {}
 
 
+@without_panics
 def _tokenizer(folder: Path, config: Any) -> Any:
     """transformers' own tokenizer; ``None`` where there is none, and only token ids are served."""
     if not (folder / "tokenizer.json").is_file():
@@ -218,6 +220,7 @@ def _check_room(special: int, length: int) -> None:
         )
 
 
+@without_panics
 def _check_prompt(tokenizer: Any, files: SentenceFiles, length: int) -> None:
     """Refuses a usual prompt that leaves no room for a text, so that all that name none would be refused."""
     if not files.default_prompt:
