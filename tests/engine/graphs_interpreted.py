@@ -42,8 +42,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_layer(tmp_path_factory):
-    """For what is the same in all layers of a captured step, in half the programs."""
-    return load(save_tiny("llama", tmp_path_factory.mktemp("graphs") / "one", num_hidden_layers=1))
+    """For what is the same in all layers and heads of a captured step, in a quarter of the programs."""
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return load(save_tiny("llama", tmp_path_factory.mktemp("graphs") / "one", **small))
 
 
 def capture(eager, graph, most=1):
@@ -126,9 +127,9 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def engine(model):
-    """For tests that leave it as they found it: a capture takes the interpreter half a second."""
-    return Engine(model)
+def engine(one_layer):
+    """For tests that leave it as they found it: a capture takes the interpreter a tenth of a second."""
+    return Engine(one_layer)
 
 
 BACKENDS = {
@@ -176,7 +177,7 @@ def test_a_step_launches_the_same_kernels_for_all_lengths(engine):
     assert len(graph.calls) == launches
 
 
-def test_an_engine_gives_the_same_tokens(model):
+def test_an_engine_gives_the_same_tokens(one_layer):
     """With sequences that come and end, a token drawn, and a step ahead on memory that the next one fills."""
     sampling = Sampling(seed=3, temperature=0.8, top_p=0.9)
     requests = [
@@ -185,8 +186,8 @@ def test_an_engine_gives_the_same_tokens(model):
         Submit(id=10, prompt=[7, 3], sampling=sampling, max_tokens=6, logprobs=1, forced=[90, 91, 92, 93]),
     ]
     sizes = {"pages": PAGES, "page_size": PAGE_SIZE, "max_running": 3, "context_length": 40}
-    expected = run(make_core(model, kernel="reference", **sizes), requests)
-    core = make_core(model, kernel="triton", ahead=True, **sizes)
+    expected = run(make_core(one_layer, kernel="reference", **sizes), requests)
+    core = make_core(one_layer, kernel="triton", ahead=True, **sizes)
     executor = core.runner.executor = capture(core.runner.executor, StandInGraph, most=3)
     replayed = []
     replay = executor._replayed

@@ -20,8 +20,9 @@ from tests.engine.harness import (
 
 pytestmark = pytest.mark.long
 
-# So many that every sequence goes on into another page of 16.
-MAX_TOKENS = 17
+PAGE_SIZE = 8
+# So many that every sequence goes on into another page.
+MAX_TOKENS = PAGE_SIZE + 1
 # Word counts of the prompts: one-word questions to a page of text, so that one batch mixes them.
 WORDS = [1, 2, 5, 8, 14, 16, 20, 28, 31, 33, 50, 220]
 
@@ -46,7 +47,7 @@ def loaded(default_model):
 @pytest.fixture(scope="module")
 def expected(loaded, prompts):
     """Each prompt's tokens, of one batch; ``test_in_one_batch`` holds them against transformers."""
-    core = make_core(loaded, max_batch_tokens=8192, prefix_cache=False)
+    core = make_core(loaded, page_size=PAGE_SIZE, max_batch_tokens=8192, prefix_cache=False)
     return tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS)))
 
 
@@ -60,42 +61,47 @@ def test_in_one_batch(default_model, prompts, expected):
 
 
 def test_one_by_one(loaded, prompts, expected):
-    core = make_core(loaded, prefix_cache=False)
+    core = make_core(loaded, page_size=PAGE_SIZE, prefix_cache=False)
     for prompt, tokens in list(zip(prompts, expected, strict=True))[::3]:
         assert run(core, greedy_requests([prompt], MAX_TOKENS))[1].tokens == tokens
 
 
 def test_with_chunked_prefill(loaded, prompts, expected):
-    core = make_core(loaded, max_batch_tokens=48, prefix_cache=False)
+    core = make_core(loaded, page_size=PAGE_SIZE, max_batch_tokens=48, prefix_cache=False)
     assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
 
 
 def test_after_preemption(loaded, prompts, expected):
     longest = max(len(prompt) for prompt in prompts) + MAX_TOKENS
-    core = make_core(loaded, page_size=4, pages=longest // 4 + 3, prefix_cache=False)
+    core = make_core(loaded, page_size=2, pages=longest // 2 + 3, prefix_cache=False)
     outcomes = run(core, greedy_requests(prompts, MAX_TOKENS))
     assert sum(outcome.preemptions for outcome in outcomes.values()) > 1
     assert tokens_of(outcomes) == expected
 
 
 def test_after_prefix_hits(loaded, prompts, expected):
-    core = make_core(loaded)
+    core = make_core(loaded, page_size=PAGE_SIZE)
     run(core, greedy_requests(prompts, 1))
     again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
     assert tokens_of(again) == expected
     for prompt, outcome in zip(prompts, again.values(), strict=True):
-        assert outcome.cached_tokens == (len(prompt) - 1) // 16 * 16
+        assert outcome.cached_tokens == (len(prompt) - 1) // PAGE_SIZE * PAGE_SIZE
 
 
 def test_a_seeded_sample_is_the_same_in_any_batch(loaded, prompts):
     request = Submit(
-        id=1, prompt=prompts[9], sampling=Sampling(temperature=0.9, top_p=0.95, seed=77), max_tokens=16
+        id=1,
+        prompt=prompts[9],
+        sampling=Sampling(temperature=0.9, top_p=0.95, seed=77),
+        max_tokens=MAX_TOKENS,
     )
     isolated = run(make_core(loaded), [request])[1].tokens
-    company = greedy_requests(prompts[:12], 16, first_id=10)
+    company = greedy_requests(prompts[:11], MAX_TOKENS, first_id=10)
     core = make_core(loaded, max_batch_tokens=40)
     assert run(core, [*company[:6], request, *company[6:]])[1].tokens == isolated
-    other = Submit(id=2, prompt=prompts[9], sampling=Sampling(temperature=0.9, seed=78), max_tokens=16)
+    other = Submit(
+        id=2, prompt=prompts[9], sampling=Sampling(temperature=0.9, seed=78), max_tokens=MAX_TOKENS
+    )
     assert run(core, [other])[2].tokens != isolated
 
 

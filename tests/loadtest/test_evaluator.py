@@ -82,7 +82,9 @@ def test_a_whole_round_gives_the_rows_of_the_analysis(clients):
     assert analysis.full_score(found, "needles", 512).count == 3
     assert all(row.logprob < 0 for row in found.answers if row.task == "needles")
     assert analysis.text_loss(found, NEAR.name, 512).count == 4
-    assert analysis.text_kl(found, NEAR.name, 512).value > 0
+    assert analysis.text_loss(found, NEAR.name, 512).value > 0, "the real model needs what a window hides"
+    assert all(0.5 < row.same_top < 1 for row in found.text if row.deployment == NEAR.name)
+    assert analysis.text_kl(found, NEAR.name, 512).value > 0.001
     assert analysis.text_loss(found, FULL.name, 512).value == 0
     full, near = found.memory
     assert full.bytes > 3 * near.bytes

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,13 @@ WINDOW = Deployment("window", "sliding_window", {"window": "124", "sinks": "4"})
 @pytest.fixture(scope="module")
 def arguments(tiny_packed):
     return [*tiny_packed, "--kv-memory", "8MiB"]
+
+
+@pytest.fixture(scope="module")
+def full_alone(arguments):
+    """Full attention's server, for tests that leave it as they found it."""
+    with open_all([FULL], arguments) as targets:
+        yield targets
 
 
 @pytest.mark.parametrize(
@@ -130,16 +138,17 @@ def test_a_server_that_does_not_start_is_quoted_without_its_log(arguments):
 def test_all_groups_are_tried_before_one_is_measured(arguments):
     wrong = [Deployment("odd", "sparse", {"x": "1"}), Deployment("none", "nonsense")]
     with pytest.raises(PlanError) as caught:
-        try_all([(FULL, wrong[0]), (wrong[1],)], arguments, None, lambda words: None)
+        try_all([(wrong[0],), (wrong[1],)], arguments, None, lambda words: None)
     assert "odd: " in str(caught.value)
     assert "none: " in str(caught.value)
 
 
-def test_an_engine_that_hangs_fails_its_candidate_and_is_ended(arguments, monkeypatch):
+def test_an_engine_that_hangs_fails_its_candidate_and_is_ended(arguments, full_alone, monkeypatch):
     monkeypatch.setattr("loadtest.servers._STOP_SECONDS", 3.0)
     monkeypatch.setattr("loadtest.servers._ENGINE_SECONDS", 1.0)
     load = Load(512, 8, 1, requests=1)
-    with open_all([FULL, WINDOW], arguments) as targets:
+    with open_all([WINDOW], arguments) as hanging:
+        targets = {**full_alone, **hanging}
         pid = targets["window"].pids[0]
         engines = psutil.Process(pid).children(recursive=True)
         for engine in engines:
@@ -276,7 +285,8 @@ def test_no_server_is_started_when_the_time_is_over(monkeypatch):
     run(comparison(), found, Material("", "", (), None), 5.0, Listener(str, str), lambda: 6.0)
 
 
-def test_only_memory_decides_how_many_servers_are_at_once(arguments):
+def test_only_memory_decides_how_many_servers_are_at_once(arguments, full_alone, monkeypatch):
+    monkeypatch.setattr("loadtest.compare.preflight.open_all", lambda *_: nullcontext(full_alone))
     plan, material = make_plan(
         Asked(contexts=[512], tasks=["niah_single_1"], candidates=["sliding_window"], arguments=arguments)
     )

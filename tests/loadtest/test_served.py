@@ -105,14 +105,19 @@ def test_the_same_seed_is_the_same_work_for_all_and_is_refused_where_it_is_cache
             target.measure(load, 99)
 
 
-def test_a_cache_that_cannot_keep_the_prompts_is_said(arguments):
-    with open_all([FULL], (*arguments, "--no-prefix-cache"), 1 << 20) as opened:
-        with pytest.raises(CannotMeasureError, match=r"1 of 1 prompts of 176 tokens.*--kv-memory"):
-            opened["full"].measure(CACHED, 0)
-        with pytest.raises(LongspanError):
-            opened["full"].measure(Load(2 * CONTEXT, 8), 0)
-        with pytest.raises(CannotMeasureError, match="no room for a prompt"):
-            opened["full"].measure(Load(8, 8), 0)
+def test_a_cache_that_cannot_keep_the_prompts_is_said(targets):
+    target = targets["full"]
+    with Client(target.host, target.port) as client:
+        load = client.server_info().load
+    known = 400 // load.page_size * load.page_size
+    # One more than there are pages for.
+    users = load.pages_total * load.page_size // known + 1
+    with pytest.raises(CannotMeasureError, match=rf" of {users} prompts of {known} tokens.*--kv-memory"):
+        target.measure(Load(known + 3, 2, users, cached=True), 0)
+    with pytest.raises(LongspanError):
+        target.measure(Load(2 * CONTEXT, 8), 0)
+    with pytest.raises(CannotMeasureError, match="no room for a prompt"):
+        target.measure(Load(8, 8), 0)
 
 
 def test_rounds_over_real_servers_know_whose_time_is_whose(targets):

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+from contextlib import contextmanager
 
 import gguf
 import numpy as np
@@ -159,19 +160,30 @@ def test_a_file_that_cannot_be_converted_is_refused_with_its_reason(half, tmp_pa
     assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
 
 
-@pytest.mark.parametrize("room", [2000, 40_000])
-def test_a_full_disk_is_not_blamed_on_the_file(room, half, tmp_path):
-    """There is no room for the tokenizer, or for the weights."""
-    file = write_gguf(half, tmp_path / "tiny.gguf")
+@contextmanager
+def room_for(size):
+    """Every file of this process and of its children ends after so many bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        with pytest.raises(
-            RefusedError, match=r"models can't hold the model \(.*File too large.*\); make room"
-        ):
-            resolve_model(str(file), tmp_path / "cache", lambda *_: None)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_not_blamed_on_the_file(half, tmp_path, capsys):
+    """There is no room for the tokenizer, or for the weights: the program's end says so, and its caller."""
+    file = write_gguf(half, tmp_path / "tiny.gguf")
+    for room, made in ((2000, False), (40_000, True)):
+        folder = tmp_path / str(room)
+        with room_for(room), pytest.raises(SystemExit) as ended:
+            convert(file, folder)
+        assert ended.value.code == os.EX_IOERR
+        assert "File too large" in capsys.readouterr().err
+        assert (folder / "config.json").exists() == made
+    refusal = r"models can't hold the model \(.*File too large.*\); make room"
+    with room_for(2000), pytest.raises(RefusedError, match=refusal):
+        resolve_model(str(file), tmp_path / "cache", lambda *_: None)
     assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
 
 
