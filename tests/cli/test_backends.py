@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ from attention import BACKENDS
 from attention.kernels.cpu import calls, levels, native
 from attention.registry import imported
 from server.cli.application import application
+from tests.command import longspan
 from tests.models_zoo import save_tiny
 from tests.packages import install
-
-LONGSPAN = str(Path(sys.executable).parent / "longspan")
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +57,7 @@ def _native() -> str:
 
 
 def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
-    done = subprocess.run(
-        [LONGSPAN, "backends", "--model", str(gemma)], capture_output=True, text=True, timeout=120
-    )
+    done = longspan("backends", "--model", str(gemma))
     assert (done.returncode, done.stderr) == (0, "")
     head, works, refused = done.stdout.split("\n\n")
     assert head == (

@@ -113,4 +113,4 @@ def needed() -> float:
 def test_client_commands_are_fast(command: list[str], needed: float) -> None:
     arguments = command if command[0].startswith("-") else [*command, "--port", "1"]
     # A call takes twice as long; torch alone would take ten times.
-    assert min(cpu_seconds(LONGSPAN, *arguments) for _ in range(2)) < 5 * needed
+    assert any(cpu_seconds(LONGSPAN, *arguments) < 5 * needed for _ in range(2))

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.command import longspan
+
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
 
 
@@ -44,15 +46,7 @@ def test_pulling_a_model_that_is_not_there(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_a_setting_that_is_wrong(tmp_path: Path) -> None:
-    environment = os.environ | {"LONGSPAN_PORT": "x"}
-    done = subprocess.run(
-        [LONGSPAN, "models", "list"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment,
-        cwd=tmp_path,
-    )
+def test_a_setting_that_is_wrong() -> None:
+    done = longspan("models", "list", environment={"LONGSPAN_PORT": "x"})
     assert done.returncode == 2
     assert "$LONGSPAN_PORT: should be a valid integer" in done.stderr

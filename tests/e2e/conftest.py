@@ -10,16 +10,37 @@ def server(default_model):
         yield running
 
 
-@pytest.fixture
-def started(tiny_packed):
-    """Starts servers of the tiny model and ends those that the test has not."""
-    servers = []
+@pytest.fixture(scope="module")
+def running():
+    """Servers of the tiny model that tests of a file have left running, by their arguments."""
+    servers: dict[tuple[str, ...], Server] = {}
+    yield servers
+    for server in servers.values():
+        server.stop()
 
-    def start(*arguments, **kwargs):
-        servers.append(Server(*tiny_packed, *arguments, **kwargs))
-        return servers[-1]
+
+@pytest.fixture
+def started(tiny_packed, running):
+    """Starts a server of the tiny model, or gives one of the same arguments that earlier tests have left.
+
+    A start takes seconds of processor time. A test that ends its server comes after those that do not.
+    """
+
+    def start(*arguments: str) -> Server:
+        if arguments not in running:
+            running[arguments] = Server(*tiny_packed, *arguments)
+        return running[arguments]
 
     yield start
-    for server in servers:
-        if server.process.poll() is None:
+    for arguments, server in list(running.items()):
+        if server.process.poll() is not None:
             server.stop()
+            del running[arguments]
+    try:
+        for server in running.values():
+            server.wait_idle()
+    except BaseException:  # no later test is to have one that is broken
+        for server in running.values():
+            server.stop()
+        running.clear()
+        raise

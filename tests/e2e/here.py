@@ -7,6 +7,7 @@ the engine's process only what makes it one is left out.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import io
@@ -20,6 +21,7 @@ from socket import socketpair
 from typing import Any
 
 import pytest
+import torch
 
 from server import app, closing
 from server.access.granted import granted
@@ -31,8 +33,10 @@ from server.engine.ipc.wire import EngineEnd
 from server.errors import RefusedError
 from server.settings import Settings
 from tests.e2e.asked import Asked, ask_all
+from tests.e2e.server import Running
 
 _READY_SECONDS = 120.0
+_Up = tuple[asyncio.AbstractEventLoop, app.Server]
 
 
 class _Thread(threading.Thread):
@@ -96,6 +100,78 @@ def _errors() -> Iterator[list[str]]:
         log.removeHandler(handler)
 
 
+@contextlib.contextmanager
+def _within() -> Iterator[pytest.MonkeyPatch]:
+    """Has servers start their engines as threads of this process."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(link, "spawn_engine", _spawn)
+        patch.setattr(process, "configure_logging", lambda *_: None)  # which is this process's own
+        # A thread can't be killed: one that loads a model while its tokenizer is refused is waited for.
+        patch.setattr(spawn, "KILL_SECONDS", _READY_SECONDS)
+        patch.setattr(closing, "CLOSE_SECONDS", _READY_SECONDS)
+        try:
+            yield patch
+        finally:
+            gc.unfreeze()  # a server that serves for long keeps what it has loaded
+            torch.set_num_threads(threads)  # its engine has set its own
+
+
+@contextlib.contextmanager
+def serving(**settings: Any) -> Iterator[Running]:
+    """A server in a thread of this process, from when it is ready until the block ends.
+
+    For what a server answers; its processes, signals and log are for ``tests.e2e.server``.
+
+    Args:
+        settings: of the server, as ``Settings`` has them.
+
+    Raises:
+        RefusedError: the server can't serve with these settings.
+    """
+    given = Settings(port=0, metrics_port=0, check_integrity=True, **settings)
+    up: concurrent.futures.Future[_Up] = concurrent.futures.Future()
+    with _within() as patch:
+        patch.setattr(app.Server, "_take_signals", lambda self: None)  # which only a main thread gets
+        patch.setattr(app.Server, "_tell_ready", lambda self, served: None)
+        thread = threading.Thread(target=lambda: asyncio.run(_live(given, up)), daemon=True)
+        thread.start()
+        loop, server = up.result(_READY_SECONDS)
+        running = Running()
+        assert server.state.served is not None
+        running.name, running.host = server.state.served.name, given.host
+        running.port, running.metrics_port = server.port, server.metrics_port
+        try:
+            yield running
+        finally:
+            if thread.is_alive():
+                loop.call_soon_threadsafe(server.end)
+            thread.join(_READY_SECONDS)
+            assert not thread.is_alive(), "the server does not end"
+
+
+async def _live(settings: Settings, up: concurrent.futures.Future[_Up]) -> None:
+    """A server's life; ``up`` gets it once it is ready, or why it is not."""
+    try:
+        server = app.Server(settings, granted(settings))
+        life = asyncio.create_task(server.run())
+        await _until_ready(server, life)
+        if life.done():
+            raise AssertionError(f"it ended with {life.result()} before it was ready")
+    except BaseException as error:
+        up.set_exception(error)
+        return
+    up.set_result((asyncio.get_running_loop(), server))
+    await life
+
+
+async def _until_ready(server: app.Server, life: asyncio.Task[int]) -> None:
+    """Waits until a server is ready or has ended."""
+    async with asyncio.timeout(_READY_SECONDS):
+        while server.state.phase != "ready" and not life.done():  # noqa: ASYNC110 (no event tells of it)
+            await asyncio.sleep(0.002)
+
+
 def started_and_asked(settings: Settings) -> tuple[str, list[Asked], list[str]]:
     """Starts a server, asks it for all that its model can do, and ends it.
 
@@ -106,20 +182,8 @@ def started_and_asked(settings: Settings) -> tuple[str, list[Asked], list[str]]:
         The sentence with which it refused to start, empty if it served; what was asked; and what should not
         have been.
     """
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        _errors() as errors,
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        patch.setattr(link, "spawn_engine", _spawn)
-        patch.setattr(process, "configure_logging", lambda *_: None)  # which is this process's own
-        # A thread can't be killed: one that loads a model while its tokenizer is refused is waited for.
-        patch.setattr(spawn, "KILL_SECONDS", _READY_SECONDS)
-        patch.setattr(closing, "CLOSE_SECONDS", _READY_SECONDS)
-        try:
-            refusal, asked, wrong = asyncio.run(_started_and_asked(settings))
-        finally:
-            gc.unfreeze()  # a server that serves for long keeps what it has loaded
+    with _within(), _errors() as errors, contextlib.redirect_stdout(io.StringIO()):
+        refusal, asked, wrong = asyncio.run(_started_and_asked(settings))
     return refusal, asked, [*wrong, *errors]
 
 
@@ -127,9 +191,7 @@ async def _started_and_asked(settings: Settings) -> tuple[str, list[Asked], list
     server = app.Server(settings, granted(settings))
     life = asyncio.create_task(server.run())
     try:
-        async with asyncio.timeout(_READY_SECONDS):
-            while server.state.phase != "ready" and not life.done():  # noqa: ASYNC110 (no event tells of it)
-                await asyncio.sleep(0.002)
+        await _until_ready(server, life)
         if life.done():
             code = life.result()
             return "", [], [f"it ended with {code} before it was ready"]

@@ -193,7 +193,7 @@ def watched(server: Server, streams: int = 1) -> Iterator[Seen]:
 
     def health() -> None:
         with server.client() as client:
-            while not end.wait(0.02):
+            while not end.wait(0.05):
                 starving.look()
                 begun = time.monotonic()
                 assert client.health(timeout=60)

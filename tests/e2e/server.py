@@ -25,7 +25,62 @@ from longspan import AsyncClient, Client
 READY = re.compile(r"Longspan is ready: (\S+) on (\S+):(\d+)\n.*metrics http://\S+:(\d+)/metrics")
 
 
-class Server:
+class Running:
+    """How to reach a server that runs.
+
+    Attributes:
+        name: of its model.
+        host: where it listens.
+        port: of gRPC.
+        metrics_port: of its metrics.
+    """
+
+    name = host = ""
+    port = metrics_port = 0
+
+    def client(self) -> Client:
+        """A new synchronous client."""
+        return Client(self.host, self.port)
+
+    def aclient(self) -> AsyncClient:
+        """A new asyncio client."""
+        return AsyncClient(self.host, self.port)
+
+    @property
+    def address(self) -> str:
+        """Where gRPC answers."""
+        return f"{self.host}:{self.port}"
+
+    def scrape(self) -> str:
+        """Its metrics as text."""
+        with urllib.request.urlopen(
+            f"http://{self.host}:{self.metrics_port}/metrics", timeout=60
+        ) as response:
+            text: str = response.read().decode()
+        return text
+
+    def metrics(self) -> dict[str, float]:
+        """A scrape: every sample by its name, labels but ``model_name`` included."""
+        samples = {}
+        for family in text_string_to_metric_families(self.scrape()):
+            for sample in family.samples:
+                labels = ",".join(f'{k}="{v}"' for k, v in sample.labels.items() if k != "model_name")
+                samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+        return samples
+
+    def wait_idle(self, seconds: float = 60.0) -> None:
+        """Waits until no sequence holds a page, and fails if that does not come."""
+        end = time.monotonic() + seconds
+        with self.client() as client:
+            while True:
+                load = client.server_info().load
+                if load.pages_used == load.running == load.waiting == 0:
+                    return
+                assert time.monotonic() < end, f"pages or sequences are left over: {load}"
+                time.sleep(0.02)
+
+
+class Server(Running):
     """A ``longspan serve`` of its own, which may open so many ``files``."""
 
     def __init__(
@@ -50,8 +105,6 @@ class Server:
             if files is None
             else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
         )
-        self.name = self.host = ""
-        self.port = self.metrics_port = 0
         if wait:
             self.wait_ready()
 
@@ -94,27 +147,6 @@ class Server:
         engines = [child for child in children if "server.engine.ipc.process" in child.cmdline()]
         return [engine.pid for engine in sorted(engines, key=lambda engine: engine.create_time())]
 
-    def client(self) -> Client:
-        """A new synchronous client."""
-        return Client(self.host, self.port)
-
-    def aclient(self) -> AsyncClient:
-        """A new asyncio client."""
-        return AsyncClient(self.host, self.port)
-
-    @property
-    def address(self) -> str:
-        """Where gRPC answers."""
-        return f"{self.host}:{self.port}"
-
-    def scrape(self) -> str:
-        """Its metrics as text."""
-        with urllib.request.urlopen(
-            f"http://{self.host}:{self.metrics_port}/metrics", timeout=60
-        ) as response:
-            text: str = response.read().decode()
-        return text
-
     def probe(self, path: str) -> int:
         """The status of a probe of its health by HTTP, by a new connection."""
         connection = http.client.HTTPConnection(self.host, self.metrics_port, timeout=5)
@@ -123,26 +155,6 @@ class Server:
             return connection.getresponse().status
         finally:
             connection.close()
-
-    def metrics(self) -> dict[str, float]:
-        """A scrape: every sample by its name, labels but ``model_name`` included."""
-        samples = {}
-        for family in text_string_to_metric_families(self.scrape()):
-            for sample in family.samples:
-                labels = ",".join(f'{k}="{v}"' for k, v in sample.labels.items() if k != "model_name")
-                samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
-        return samples
-
-    def wait_idle(self, seconds: float = 60.0) -> None:
-        """Waits until no sequence holds a page, and fails if that does not come."""
-        end = time.monotonic() + seconds
-        with self.client() as client:
-            while True:
-                load = client.server_info().load
-                if load.pages_used == load.running == load.waiting == 0:
-                    return
-                assert time.monotonic() < end, f"pages or sequences are left over: {load}"
-                time.sleep(0.02)
 
     async def cancel_many(self, count: int, rng: random.Random, workers: int = 40) -> None:
         """Begins ``count`` streams, ``workers`` at a time, and leaves each after some tokens."""

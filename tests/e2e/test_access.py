@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +13,14 @@ import pytest
 
 from longspan import BusyError, Client, InvalidRequestError, UnauthenticatedError
 from tests.authority import Authority
-from tests.e2e.server import Server
-
-LONGSPAN = [sys.executable, "-m", "loadtest.cli"]
+from tests.command import longspan
+from tests.e2e.server import Running, Server
 
 
 class Secured(NamedTuple):
     """A server, how to reach it, and the tokens of its identities."""
 
-    server: Server
+    server: Running
     root: Path
     identities: Path
     tokens: dict[str, str]
@@ -33,8 +30,9 @@ class Secured(NamedTuple):
 
 
 def make_token(name: str, file: Path) -> str:
-    command = [*LONGSPAN, "token", name, "--identities", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    made = longspan("token", name, "--identities", str(file))
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -129,16 +127,13 @@ def test_a_token_counts_from_the_time_at_which_the_file_has_it(secured):
 
 def test_commands_by_the_environment(secured):
     environment = {
-        **os.environ,
         "LONGSPAN_PORT": str(secured.server.port),
         "LONGSPAN_CA": str(secured.root),
         "LONGSPAN_TOKEN": secured.tokens["alice"],
     }
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*LONGSPAN, *arguments], capture_output=True, text=True, timeout=120, env=environment
-        )
+        return longspan(*arguments, environment=environment)
 
     assert run("health").returncode == 0
     done = run("generate", "What is the capital of Japan?", "--chat", "--max-tokens", "10")

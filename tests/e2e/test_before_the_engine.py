@@ -16,6 +16,8 @@ import pytest
 
 from attention.kernels.cpu import levels
 from server.checks import hint, names_refusal
+from server.engine.ipc import spawn
+from tests.command import longspan
 from tests.packages import install
 from tests.processes import wait_ended
 
@@ -54,11 +56,23 @@ def engines(parent: psutil.Process) -> list[psutil.Process]:
         ),
     ],
 )
-def test_options_that_need_no_model_are_refused_before_an_engine(arguments: list[str], sentence: str) -> None:
+def test_options_that_need_no_model_are_refused_before_an_engine(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spawn_engine(*_: object) -> None:
+        raise AssertionError("an engine is started")
+
+    monkeypatch.setattr(spawn, "spawn_engine", spawn_engine)
     # A model that is not there: were it looked for first, that would be the sentence.
-    with subprocess.Popen(
-        [*SERVE, "--model", "/nowhere", *arguments], stderr=subprocess.PIPE, text=True
-    ) as process:
+    done = longspan("serve", "--model", "/nowhere", *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("longspan: ")
+    assert sentence in line
+
+
+def test_a_process_that_refuses_its_options_has_started_no_other() -> None:
+    with subprocess.Popen([*SERVE, "--kernel", "spda"], stderr=subprocess.PIPE, text=True) as process:
         parent = psutil.Process(process.pid)
         seen = []
         while process.poll() is None:
@@ -72,8 +86,7 @@ def test_options_that_need_no_model_are_refused_before_an_engine(arguments: list
         assert process.wait(60) == 2
     assert seen == []
     (line,) = errors.splitlines()
-    assert line.startswith("longspan: ")
-    assert sentence in line
+    assert "did you mean sdpa" in line
 
 
 def test_the_check_of_every_own_pattern_takes_no_torch() -> None:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from longspan import FinishReason
 from server.ready_lines import EXAMPLE
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.engine.harness import transformers_next
 
 pytestmark = pytest.mark.long
@@ -54,7 +54,7 @@ def test_a_stream_says_the_same_piece_by_piece(client):
 @pytest.fixture(scope="module")
 def exact():
     """The same model, its weights and activations as they are."""
-    with Server("--weights", "float") as server, server.client() as client:
+    with serving(weights="float") as server, server.client() as client:
         yield client
 
 

@@ -21,6 +21,7 @@ LIMIT = 2.0
 # A look every half second: one to begin with, one at the end. The rest is for the machine: without looks a
 # stream of a hung engine would wait for ever.
 NOTICED = LIMIT + 20.0
+RESTARTED = ("--engine-step-timeout", str(LIMIT), "--on-engine-failure", "restart")
 
 
 def begin_stream(server):
@@ -32,7 +33,7 @@ def begin_stream(server):
 
 
 def test_a_hung_engine_is_noticed_and_another_gives_the_same_answers(started):
-    server = started("--engine-step-timeout", str(LIMIT), "--on-engine-failure", "restart")
+    server = started(*RESTARTED)
     with server.client() as client:
         before = client.generate("hello", max_tokens=20, temperature=0)
         stream = begin_stream(server)
@@ -53,7 +54,15 @@ def test_a_hung_engine_is_noticed_and_another_gives_the_same_answers(started):
     assert list(after.token_ids) == list(before.token_ids)
     assert restarts(server, "hung") == 1
     assert "and is started again now" in server.log
-    assert server.stop(signal.SIGHUP) == 0
+
+
+def test_a_hung_engine_ends_with_its_server(started):
+    server = started(*RESTARTED)
+    engine = psutil.Process(server.engine_pid)
+    engine.suspend()
+    server.process.kill()
+    server.process.wait()
+    wait_ended(engine, 60)
 
 
 @pytest.mark.stress
@@ -120,12 +129,3 @@ def test_a_pause_is_no_hung_engine_but_one_that_hangs_idle_is_noticed(started):
         assert time.monotonic() - asked <= NOTICED
     assert server.process.wait(60) == 1
     assert "the engine died (the engine has not read its messages for" in server.log
-
-
-def test_a_hung_engine_ends_with_its_server(started):
-    server = started()
-    engine = psutil.Process(server.engine_pid)
-    engine.suspend()
-    server.process.kill()
-    server.process.wait()
-    wait_ended(engine, 60)

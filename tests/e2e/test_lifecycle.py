@@ -16,7 +16,7 @@ import pytest
 from longspan import BusyError, DeadlineError, LongspanError, UnavailableError
 from tests.api.conftest import until
 from tests.e2e.server import Server
-from tests.processes import wait_until
+from tests.processes import wait_ended, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -24,11 +24,27 @@ pytestmark = pytest.mark.long
 ENDLESS = {"max_tokens": 1000, "ignore_eos": True, "temperature": 0}
 
 
+# Servers with settings that several tests have in common; the last of these tests ends its server.
+FULL = ("--max-running", "1", "--max-queue", "1")
+WINDOW = (
+    *("--attention", "sliding_window", "--attention-option", "window=64", "--attention-option", "sinks=4"),
+    *("--no-prefix-cache", "--max-running", "1"),
+)
+# 2 layers of 2 key and value heads of 16 numbers, 2 bytes each: a page of 4 tokens takes 1 KiB.
+TIGHT = (
+    *("--page-size", "4", "--kv-memory", "150KiB", "--no-prefix-cache"),
+    *("--max-context", "512", "--drain-seconds", "0.5"),
+)
+
+
 @pytest.fixture(scope="module")
 def shared(tiny_packed):
-    """One server of the tiny model, for all tests that leave it as they found it."""
+    """One server of the tiny model, for all tests that leave it as they found it; it ends cleanly."""
     with Server(*tiny_packed, "--max-running", "32") as running:
+        engine = psutil.Process(running.engine_pid)
         yield running
+        assert running.stop(signal.SIGINT) == 0
+        wait_ended(engine, 20)
 
 
 def in_background(call):
@@ -55,116 +71,13 @@ def restarts(server, cause):
     return server.metrics().get(f'longspan_engine_restarts_total{{reason="{cause}"}}', 0)
 
 
-def test_it_listens_on_loopback_and_ends_cleanly_leaving_no_process(started):
-    server = started()
-    engine = server.engine_pid
-    with server.client() as client:
+def test_it_listens_on_loopback_alone(shared):
+    with shared.client() as client:
         assert client.health()
-        assert client.models() == [server.name]
-    assert server.host == "127.0.0.1"
-    listening = [c for c in psutil.Process(server.process.pid).net_connections() if c.status == "LISTEN"]
+        assert client.models() == [shared.name]
+    assert shared.host == "127.0.0.1"
+    listening = [c for c in psutil.Process(shared.process.pid).net_connections() if c.status == "LISTEN"]
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
-    assert server.stop(signal.SIGINT) == 0
-    assert not psutil.pid_exists(engine)
-
-
-def test_a_killed_engine_ends_streams_at_once_and_the_server_with_an_error(started):
-    server = started()
-    begun = threading.Event()
-    stream = in_background(lambda: read_until_error(server, begun))
-    assert begun.wait(20)
-    killed = time.monotonic()
-    os.kill(server.engine_pid, signal.SIGKILL)
-    error, when = stream.result(10)
-    assert isinstance(error, UnavailableError)
-    assert when - killed < 10, "at once, but for a busy machine"
-    assert server.process.wait(60) == 1
-    assert "signal 9" in server.log
-
-
-def test_a_killed_engine_is_started_again_if_configured_and_given_up_at_the_limit(started):
-    server = started("--on-engine-failure", "restart", "--restart-limit", "2")
-    with server.client() as client:
-        before = client.generate("hello", max_tokens=5, temperature=0)
-        wait_until(lambda: len(server.engine_pids) == 2)
-        first, spare = server.engine_pids
-        os.kill(first, signal.SIGKILL)
-        wait_until(lambda: restarts(server, "died") == 1)
-        client.wait_until_ready(timeout=120)
-        assert server.engine_pid == spare, "it had been started ahead"
-        wait_until(lambda: len(server.engine_pids) == 2)
-        os.kill(server.engine_pids[1], signal.SIGKILL)  # as where memory runs out
-        os.kill(spare, signal.SIGKILL)
-        wait_until(lambda: restarts(server, "died") == 2)
-        client.wait_until_ready(timeout=120)
-        after = client.generate("hello", max_tokens=5, temperature=0)
-        assert list(after.token_ids) == list(before.token_ids)
-        os.kill(server.engine_pid, signal.SIGKILL)
-        assert server.process.wait(60) == 1
-    assert "the engine failed 3 times within 600 s of serving, the last time with this reason: " in server.log
-
-
-def test_an_engine_without_its_server_ends(started):
-    server = started()
-    engine = psutil.Process(server.engine_pid)
-    server.process.kill()
-    server.process.wait()
-    engine.wait(60)
-
-
-def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(started):
-    server = started()
-    begun = threading.Event()
-
-    def whole():
-        with server.client() as client:
-            stream = client.stream("hello", **ENDLESS)
-            count = 0
-            for delta in stream:
-                begun.set()
-                count += len(delta.token_ids)
-            return count
-
-    running = in_background(whole)
-    with server.client() as client:
-        assert client.health()
-        assert begun.wait(20)
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        with pytest.raises(UnavailableError):
-            client.generate("too late", max_tokens=1)
-    assert running.result(30) == ENDLESS["max_tokens"]
-    assert server.stop() == 0
-
-
-def test_draining_has_an_end(started):
-    server = started("--drain-seconds", "0.5", "--max-context", "512")
-    begun = threading.Event()
-    stream = in_background(lambda: read_until_error(server, begun))
-    assert begun.wait(20)
-    asked = time.monotonic()
-    code = server.stop()
-    assert code == 0
-    assert time.monotonic() - asked < 0.5 + 10
-    stream.result(60)
-
-
-def test_a_full_queue_turns_requests_away(started):
-    server = started("--max-running", "1", "--max-queue", "1")
-    begun = threading.Event()
-    first = in_background(lambda: read_until_error(server, begun))
-    assert begun.wait(20)
-    with server.client() as client:
-        second = client.stream("waits", **ENDLESS)
-        waiting = in_background(lambda: sum(len(delta.token_ids) for delta in second))
-        wait_until(lambda: client.server_info().load.waiting)
-        with pytest.raises(BusyError) as caught:
-            client.generate("too many", max_tokens=1)
-        assert caught.value.reason == "QUEUE_FULL"
-        assert caught.value.retry_after > 0
-        assert waiting.result(60) == ENDLESS["max_tokens"]
-    assert first.result(60)[0] is None
-    assert server.metrics()['longspan_request_rejections_total{reason="queue_full"}'] == 1
 
 
 def test_a_deadline_frees_the_pages(shared):
@@ -174,19 +87,6 @@ def test_a_deadline_frees_the_pages(shared):
         client.generate("hello", timeout=0.2, **ENDLESS)
     shared.wait_idle()
     assert shared.metrics()[computed] < before + ENDLESS["max_tokens"]
-
-
-async def test_what_expires_in_the_queue_is_never_computed(started):
-    server = started("--max-running", "1")
-    async with server.aclient() as client:
-        holding = [asyncio.create_task(client.generate([5] * 9, **ENDLESS)) for _ in range(2)]
-        await until(lambda: server.metrics()["longspan_requests_waiting"] == 1, seconds=20)
-        late = [client.generate([7 + index] * 300, max_tokens=9, timeout=0.3) for index in range(40)]
-        ends = await asyncio.gather(*late, return_exceptions=True)
-        assert {type(end) for end in ends} == {DeadlineError}
-        whole = [(await answer).usage for answer in holding]
-    own = sum(one.prompt_tokens - one.cached_prompt_tokens + one.completion_tokens - 1 for one in whole)
-    assert server.metrics()["longspan_engine_step_batch_tokens_sum"] == own
 
 
 def test_abort_ends_a_stream_with_its_reason(shared):
@@ -227,23 +127,6 @@ def test_no_request_however_extreme_harms_the_engine(shared):
     assert list(again.token_ids) == list(calm.token_ids)
 
 
-def test_a_window_is_served_as_configured_and_keeps_few_pages(started):
-    options = ["--attention-option", "window=64", "--attention-option", "sinks=4"]
-    server = started("--attention", "sliding_window", *options, "--no-prefix-cache")
-    with server.client() as client:
-        attention = client.model_info().attention
-        assert (attention.backend, attention.pattern) == ("sliding_window", "sliding_window")
-        assert dict(attention.options) == {
-            **{"window": "64", "sinks": "4", "positions": "original"},
-            "dense_layers": "",
-        }
-        stream = client.stream("hello", **{**ENDLESS, "max_tokens": 4 * 64})
-        used = [client.server_info().load.pages_used for _ in stream]
-    assert max(used) <= 1 + 64 // 16 + 2
-    assert 'attention_backend="sliding_window"' in "".join(server.metrics())
-    server.wait_idle()
-
-
 def test_a_second_server_on_the_same_port_is_refused(shared, tiny_packed):
     second = subprocess.run(
         [
@@ -281,8 +164,7 @@ def test_a_model_that_is_not_there_is_refused_with_a_sentence(tiny_packed):
 
 
 def test_short_of_pages_streams_are_preempted_and_still_say_the_same(shared, started):
-    # 2 layers of 2 key and value heads of 16 numbers, 2 bytes each: a page of 4 tokens takes 1 KiB.
-    tight = started("--page-size", "4", "--kv-memory", "150KiB", "--no-prefix-cache")
+    tight = started(*TIGHT)
 
     def ask(server):
         def one(i):
@@ -296,3 +178,126 @@ def test_short_of_pages_streams_are_preempted_and_still_say_the_same(shared, sta
     assert ask(tight) == ask(shared)
     assert tight.metrics()["longspan_preemptions_total"] > 0
     tight.wait_idle()
+
+
+def test_a_window_is_served_as_configured_and_keeps_few_pages(started):
+    server = started(*WINDOW)
+    with server.client() as client:
+        attention = client.model_info().attention
+        assert (attention.backend, attention.pattern) == ("sliding_window", "sliding_window")
+        assert dict(attention.options) == {
+            **{"window": "64", "sinks": "4", "positions": "original"},
+            "dense_layers": "",
+        }
+        stream = client.stream("hello", **{**ENDLESS, "max_tokens": 4 * 64})
+        used = [client.server_info().load.pages_used for _ in stream]
+    assert max(used) <= 1 + 64 // 16 + 2
+    assert 'attention_backend="sliding_window"' in "".join(server.metrics())
+    server.wait_idle()
+
+
+async def test_what_expires_in_the_queue_is_never_computed(started):
+    server = started(*WINDOW)
+    computed = "longspan_engine_step_batch_tokens_sum"
+    before = server.metrics()[computed]
+    async with server.aclient() as client:
+        holding = [asyncio.create_task(client.generate([5] * 9, **ENDLESS)) for _ in range(2)]
+        await until(lambda: server.metrics()["longspan_requests_waiting"] == 1, seconds=20)
+        late = [client.generate([7 + index] * 300, max_tokens=9, timeout=0.3) for index in range(40)]
+        ends = await asyncio.gather(*late, return_exceptions=True)
+        assert {type(end) for end in ends} == {DeadlineError}
+        whole = [(await answer).usage for answer in holding]
+    own = sum(one.prompt_tokens - one.cached_prompt_tokens + one.completion_tokens - 1 for one in whole)
+    assert server.metrics()[computed] - before == own
+
+
+def test_a_full_queue_turns_requests_away(started):
+    server = started(*FULL)
+    begun = threading.Event()
+    first = in_background(lambda: read_until_error(server, begun))
+    assert begun.wait(20)
+    with server.client() as client:
+        second = client.stream("waits", **ENDLESS)
+        waiting = in_background(lambda: sum(len(delta.token_ids) for delta in second))
+        wait_until(lambda: client.server_info().load.waiting)
+        with pytest.raises(BusyError) as caught:
+            client.generate("too many", max_tokens=1)
+        assert caught.value.reason == "QUEUE_FULL"
+        assert caught.value.retry_after > 0
+        assert waiting.result(60) == ENDLESS["max_tokens"]
+    assert first.result(60)[0] is None
+    assert server.metrics()['longspan_request_rejections_total{reason="queue_full"}'] == 1
+
+
+def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(started):
+    server = started(*FULL)
+    begun = threading.Event()
+
+    def whole():
+        with server.client() as client:
+            stream = client.stream("hello", **ENDLESS)
+            count = 0
+            for delta in stream:
+                begun.set()
+                count += len(delta.token_ids)
+            return count
+
+    running = in_background(whole)
+    with server.client() as client:
+        assert client.health()
+        assert begun.wait(20)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        with pytest.raises(UnavailableError):
+            client.generate("too late", max_tokens=1)
+    assert running.result(30) == ENDLESS["max_tokens"]
+    assert server.stop() == 0
+
+
+def test_draining_has_an_end(started):
+    server = started(*TIGHT)
+    engine = psutil.Process(server.engine_pid)
+    begun = threading.Event()
+    stream = in_background(lambda: read_until_error(server, begun))
+    assert begun.wait(20)
+    asked = time.monotonic()
+    assert server.stop(signal.SIGHUP) == 0
+    assert time.monotonic() - asked < 0.5 + 10
+    wait_ended(engine, 20)
+    stream.result(60)
+
+
+def test_a_killed_engine_ends_streams_at_once_and_the_server_with_an_error(started):
+    server = started(*WINDOW)
+    begun = threading.Event()
+    stream = in_background(lambda: read_until_error(server, begun))
+    assert begun.wait(20)
+    killed = time.monotonic()
+    os.kill(server.engine_pid, signal.SIGKILL)
+    error, when = stream.result(10)
+    assert isinstance(error, UnavailableError)
+    assert when - killed < 10, "at once, but for a busy machine"
+    assert server.process.wait(60) == 1
+    assert "signal 9" in server.log
+
+
+def test_a_killed_engine_is_started_again_if_configured_and_given_up_at_the_limit(started):
+    server = started("--on-engine-failure", "restart", "--restart-limit", "2")
+    with server.client() as client:
+        before = client.generate("hello", max_tokens=5, temperature=0)
+        wait_until(lambda: len(server.engine_pids) == 2)
+        first, spare = server.engine_pids
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: restarts(server, "died") == 1)
+        client.wait_until_ready(timeout=120)
+        assert server.engine_pid == spare, "it had been started ahead"
+        wait_until(lambda: len(server.engine_pids) == 2)
+        os.kill(server.engine_pids[1], signal.SIGKILL)  # as where memory runs out
+        os.kill(spare, signal.SIGKILL)
+        wait_until(lambda: restarts(server, "died") == 2)
+        client.wait_until_ready(timeout=120)
+        after = client.generate("hello", max_tokens=5, temperature=0)
+        assert list(after.token_ids) == list(before.token_ids)
+        os.kill(server.engine_pid, signal.SIGKILL)
+        assert server.process.wait(60) == 1
+    assert "the engine failed 3 times within 600 s of serving, the last time with this reason: " in server.log

@@ -14,7 +14,7 @@ from attention import LayerSpec, resolve
 from attention.kernels.reference import Reference
 from attention.kernels.sdpa import Sdpa
 from tests.attention.cases import attend, make_case
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.packages import install
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
@@ -64,10 +64,11 @@ def test_kernels_compute_it_without_knowing_it(strided):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_server_serves_it(package, tiny_packed):
-    options = ["--attention", "strided", "--attention-option", "stride=16", "--attention-option", "window=8"]
+def test_a_server_serves_it(strided, tiny, caplog):
+    options = {"stride": "16", "window": "8"}
     with (
-        Server(*tiny_packed, *options, env={"PYTHONPATH": str(package)}) as server,
+        caplog.at_level("INFO", "longspan"),
+        serving(model=str(tiny), attention="strided", attention_option=options) as server,
         server.client() as client,
     ):
         assert client.generate("hello " * 20, max_tokens=5, ignore_eos=True).usage.completion_tokens == 5
@@ -78,4 +79,4 @@ def test_a_server_serves_it(package, tiny_packed):
         identity = next(sample for sample in server.metrics() if sample.startswith("longspan_info"))
         assert 'attention_backend="strided"' in identity
         assert f'kernel="{attention.kernel}"' in identity
-        assert f"attention strided, kernel {attention.kernel} ({attention.reason})" in server.log
+        assert f"attention strided, kernel {attention.kernel} ({attention.reason})" in caplog.text

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from tests.authority import Authority
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.e2e.test_access import Secured, make_token
 
 SERVICES = [
@@ -36,10 +36,8 @@ def secured(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     tokens = {"alice": make_token("alice", identities)}
     with identities.open("a") as file:
         file.write("kv_tokens = 50\n")
-    with Server(
-        *("--tls-certificate", issued.certificate, "--tls-key", issued.key, "--identities", identities),
-        *("--protocols", "vllm,kserve,channelz", "--kv-events", "grpc"),
-    ) as server:
+    settings = {"tls_certificate": issued.certificate, "tls_key": issued.key, "identities": identities}
+    with serving(**settings, protocols="vllm,kserve,channelz", kv_events="grpc") as server:
         yield Secured(server, authority.root, identities, tokens)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.models_zoo import save_tiny
 
 pytestmark = pytest.mark.long
@@ -31,7 +31,7 @@ def logprobs(entry):
 
 
 def test_the_same_answers_in_fewer_steps(server):
-    with Server("--speculate", "ngram", "--draft-tokens", "6") as drafting:
+    with serving(speculate="ngram", draft_tokens=6) as drafting:
         with server.client() as client:
             assert not client.model_info().HasField("speculation")
             plain = [client.generate(TEXT, **request) for request in REQUESTS]
@@ -57,28 +57,27 @@ def test_the_same_answers_in_fewer_steps(server):
         assert metrics['longspan_engine_step_duration_seconds_count{phase="decode"}'] < decoded - accepted / 2
 
 
-def test_another_model_drafts(tmp_path):
+def test_another_model_drafts(tmp_path, caplog):
     """The same one, which is right nearly always."""
     target, student = save_tiny("llama", tmp_path / "target"), save_tiny("llama", tmp_path / "student")
     requests = [
         {"temperature": 0, "max_tokens": 40, "ignore_eos": True},
         {"temperature": 0.7, "seed": 4, "max_tokens": 30, "n": 3, "ignore_eos": True},
     ]
-    own, text, answers, sizes = ("--model", target, "--weights", "float"), TEXT[:80], [], []
-    with (
-        Server(*own, wait=False) as plain,
-        Server(*own, "--speculate", "draft", "--draft-model", student, wait=False) as drafting,
-    ):
-        for server in (plain, drafting):
-            server.wait_ready()
-            with server.client() as client:
+    text, answers, sizes = TEXT[:80], [], []
+    with caplog.at_level("INFO", "longspan"):
+        for more in ({}, {"speculate": "draft", "draft_model": str(student)}):
+            with (
+                serving(model=str(target), weights="float", **more) as server,
+                server.client() as client,
+            ):
                 answers.append([client.generate(text, **request) for request in requests])
                 info = client.model_info()
-            sizes.append(server.metrics()['longspan_device_memory_bytes{kind="weights"}'])
-        assert (info.speculation.method, info.speculation.draft_tokens) == ("draft", 4)
-        assert [told(answer) for answer in answers[1]] == [told(answer) for answer in answers[0]]
-        usage = answers[1][0].usage
-        assert usage.draft_tokens > 0
-        assert usage.accepted_draft_tokens > 0
-        assert sizes[1] == 2 * sizes[0]
-        assert f"drafts are made by {student}: weights float32" in drafting.log
+                sizes.append(server.metrics()['longspan_device_memory_bytes{kind="weights"}'])
+    assert (info.speculation.method, info.speculation.draft_tokens) == ("draft", 4)
+    assert [told(answer) for answer in answers[1]] == [told(answer) for answer in answers[0]]
+    usage = answers[1][0].usage
+    assert usage.draft_tokens > 0
+    assert usage.accepted_draft_tokens > 0
+    assert sizes[1] == 2 * sizes[0]
+    assert f"drafts are made by {student}: weights float32" in caplog.text

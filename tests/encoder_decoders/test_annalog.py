@@ -12,7 +12,7 @@ from server.errors import RefusedError
 from server.models import annalog, annalog_convert
 from server.models.resolve import list_cached, resolve_model
 from server.settings import Settings
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.encoder_decoders.harness import generated, load, own_model
 from tests.wheels import only_here, write_wheel
 
@@ -33,7 +33,7 @@ def folder():
 
 @pytest.fixture(scope="module")
 def client(folder):
-    with Server("--model", "annalog", "--threads", "1") as server, server.client() as client:
+    with serving(model="annalog", threads=1) as server, server.client() as client:
         yield client
 
 

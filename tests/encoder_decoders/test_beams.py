@@ -10,7 +10,7 @@ import transformers
 
 from longspan import DeadlineError, InvalidRequestError
 from server.messages import Beams
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.encoder_decoders.harness import generated, load, make_core, own_model, requests, sources_of
 from tests.encoder_decoders.zoo import FAMILIES, save_encoder_decoder
 from tests.engine.harness import run
@@ -18,7 +18,7 @@ from tests.models_zoo import save_tiny
 
 FULL, NEVER = 1, 2
 OURS = {False: 0, True: FULL, "never": NEVER}
-PAGES = ("--threads", "1", "--page-size", "8", "--weights", "float")
+PAGES = {"threads": 1, "page_size": 8, "weights": "float"}
 SOURCES = sources_of(9, 30, 17, 8)
 ASKED = [
     {"num_beams": 3},
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     # So few pages that searches side by side have to give way.
-    with Server("--model", folder, *PAGES, "--max-running", "8", "--kv-memory", "1700K") as running:
+    with serving(model=str(folder), **PAGES, max_running=8, kv_memory="1700K") as running:
         yield running
 
 
@@ -169,7 +169,7 @@ def test_a_decoder_searches_too(tmp_path):
     own = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    with Server("--model", folder, *PAGES, "--max-context", "128") as server, server.client() as client:
+    with serving(model=str(folder), **PAGES, max_context=128) as server, server.client() as client:
         for prompt in SOURCES[:2]:
             ids = torch.tensor([prompt])
             with torch.no_grad():

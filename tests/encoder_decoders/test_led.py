@@ -1,4 +1,4 @@
-"""LED by the real server: windows in its encoder, a global first token, sources longer than targets."""
+"""LED by a server: windows in its encoder, a global first token, sources longer than targets."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from longspan import InvalidRequestError
 from server.cli.application import application
 from server.errors import RefusedError
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.encoder_decoders.harness import generated, load, own_model, sources_of
 from tests.encoder_decoders.zoo import CONTEXT, save_encoder_decoder
 
@@ -32,8 +32,8 @@ def own(folder):
 @pytest.fixture(scope="module")
 def client(folder):
     # Steps of few tokens, and pages for so few sequences that some are preempted.
-    pages = ("--page-size", "8", "--max-running", "8", "--max-batch-tokens", "24", "--kv-memory", "700K")
-    with Server("--model", folder, "--threads", "1", *pages) as server, server.client() as client:
+    pages = {"page_size": 8, "max_running": 8, "max_batch_tokens": 24, "kv_memory": "700K"}
+    with serving(model=str(folder), threads=1, **pages) as server, server.client() as client:
         yield client
 
 

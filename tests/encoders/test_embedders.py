@@ -17,7 +17,7 @@ from server.errors import RefusedError
 from server.models.encoders.load import load_encoder
 from server.models.encoders.recognize import holds_encoder
 from server.models.encoders.sentence import read_sentence_files
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.encoders.zoo import save_embedder
 from tests.models_zoo import VOCABULARY, save_tiny
 
@@ -161,7 +161,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    with Server("--model", folder, "--threads", "1") as running:
+    with serving(model=str(folder), threads=1) as running:
         yield running
 
 

@@ -3,7 +3,6 @@
 import json
 
 import msgspec
-import psutil
 import pytest
 import torch
 import transformers
@@ -32,7 +31,7 @@ from server.models.encoders.load import load_encoder
 from server.text.tokenizer import Tokenizer
 from tests.api.conftest import GENERATION, save_tokenizer
 from tests.api.fake_engine import READY
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.encoders.zoo import CONTEXT, VOCABULARY, save_encoder
 
 MASK = 4
@@ -136,7 +135,7 @@ def server(folder):
         f"[alice]\ntoken_sha256 = ['{token_hash('of alice')}']\n"
         f"[bob]\ntoken_sha256 = ['{token_hash('of bob')}']\ntokens_per_minute = 60\n"
     )
-    with Server("--model", folder, "--threads", "1", "--identities", file) as running:
+    with serving(model=str(folder), threads=1, identities=file) as running:
         yield running
 
 
@@ -212,13 +211,6 @@ async def test_identities_and_their_limits(server):
         with pytest.raises(BusyError) as caught:
             await bob.embed(["a"])
     assert caught.value.reason == "TOKENS_PER_MINUTE"
-
-
-def test_an_encoder_has_no_process_for_chats_and_no_zombie(server, client):
-    client.wait_until_ready(10)
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    assert not [child for child in children if child.status() == psutil.STATUS_ZOMBIE]
-    assert not [child for child in children if "server.text.template_program" in child.cmdline()]
 
 
 def test_metrics_name_the_method(server, client):

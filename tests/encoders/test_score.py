@@ -22,7 +22,7 @@ from server.engine.encoder_build import build_encoder
 from server.settings import Settings
 from server.text.encoder_texts import encoder_texts
 from server.text.tokenizer import Tokenizer
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.encoders.zoo import CONTEXT, save_encoder
 from tests.soak.inputs import FIELDS, inputs
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    with Server("--model", folder, "--threads", "1") as running:
+    with serving(model=str(folder), threads=1) as running:
         yield running
 
 

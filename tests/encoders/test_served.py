@@ -5,11 +5,10 @@ import json
 import os
 import pydoc_data.topics
 import signal
-import subprocess
-import sys
 import time
 
 import grpc
+import psutil
 import pytest
 import torch
 import transformers
@@ -20,6 +19,7 @@ from longspan import AlreadyExistsError, InvalidRequestError, LongspanError, Pre
 from longspan.v1 import encoder_pb2, inference_pb2
 from server.cli.application import application
 from server.cli.embed import _in_a_row
+from tests.command import longspan
 
 pytestmark = pytest.mark.long
 
@@ -253,6 +253,13 @@ def test_a_text_is_cut_to_its_row():
     assert _in_a_row("a\nb\n\n", 6) == "a\\n..."
 
 
+def test_an_encoder_has_no_process_for_chats_and_no_zombie(server, client):
+    client.wait_until_ready(10)
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    assert not [child for child in children if child.status() == psutil.STATUS_ZOMBIE]
+    assert not [child for child in children if "server.text.template_program" in child.cmdline()]
+
+
 def test_the_engine_dies_and_comes_back(server, client):
     call = client._encoders.Embed.future(encoder_pb2.EmbedRequest(texts=[LONG] * 48))
     end = time.monotonic() + 30
@@ -270,14 +277,11 @@ def test_the_engine_dies_and_comes_back(server, client):
 def test_a_measurement_of_generation_says_at_once_that_there_is_none(server, minilm):
     """Neither ``load`` nor ``compare`` measures an encoder."""
     sentence = "which answers Embed; for Generate and StreamGenerate ask a server of a model that generates"
-    program = [sys.executable, "-m", "loadtest.cli"]
     for arguments in (
         ["load", "--port", str(server.port), "--no-metrics"],
         ["compare", "--model", str(minilm), "--context", "256", "--", "--threads", "1"],
     ):
-        done = subprocess.run(
-            [*program, *arguments], capture_output=True, text=True, timeout=120, check=False
-        )
+        done = longspan(*arguments)
         assert done.returncode != 0
         assert sentence in " ".join(done.stderr.split()), done.stderr
 
