@@ -119,9 +119,9 @@ def _within() -> Iterator[pytest.MonkeyPatch]:
 
 @contextlib.contextmanager
 def serving(**settings: Any) -> Iterator[Running]:
-    """A server in a thread of this process, from when it is ready until the block ends.
+    """A server in a thread of this process, from when it is ready until the block ends; it must end well.
 
-    For what a server answers; its processes, signals and log are for ``tests.e2e.server``.
+    For what a server answers; its processes, signals and standard streams are for ``tests.e2e.server``.
 
     Args:
         settings: of the server, as ``Settings`` has them.
@@ -131,38 +131,52 @@ def serving(**settings: Any) -> Iterator[Running]:
     """
     given = Settings(port=0, metrics_port=0, check_integrity=True, **settings)
     up: concurrent.futures.Future[_Up] = concurrent.futures.Future()
+    ended: concurrent.futures.Future[int] = concurrent.futures.Future()
     with _within() as patch:
         patch.setattr(app.Server, "_take_signals", lambda self: None)  # which only a main thread gets
-        patch.setattr(app.Server, "_tell_ready", lambda self, served: None)
-        thread = threading.Thread(target=lambda: asyncio.run(_live(given, up)), daemon=True)
-        thread.start()
-        loop, server = up.result(_READY_SECONDS)
-        running = Running()
-        assert server.state.served is not None
-        running.name, running.host = server.state.served.name, given.host
-        running.port, running.metrics_port = server.port, server.metrics_port
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            threading.Thread(target=_live, args=(given, up, ended), daemon=True).start()
+            # One that does not get ready in its time has as much again to end.
+            concurrent.futures.wait(
+                (up, ended), 2 * _READY_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+        if not up.done():
+            raise AssertionError(f"it ended with {ended.result(0)} before it was ready")
+        loop, server = up.result()
         try:
+            running = Running()
+            assert running.read_ready(said.getvalue()), said.getvalue()
             yield running
         finally:
-            if thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # its loop is closed: it has ended by itself
                 loop.call_soon_threadsafe(server.end)
-            thread.join(_READY_SECONDS)
-            assert not thread.is_alive(), "the server does not end"
+            code = ended.result(_READY_SECONDS)
+        assert code == 0, "the engine ended by itself; the log says why"
 
 
-async def _live(settings: Settings, up: concurrent.futures.Future[_Up]) -> None:
-    """A server's life; ``up`` gets it once it is ready, or why it is not."""
-    try:
+def _live(
+    settings: Settings, up: concurrent.futures.Future[_Up], ended: concurrent.futures.Future[int]
+) -> None:
+    """A server's life in a thread.
+
+    Args:
+        settings: of the server.
+        up: gets its loop and the server once it is ready.
+        ended: gets its exit code, or what it raised, when all of it has ended.
+    """
+
+    async def life() -> int:
         server = app.Server(settings, granted(settings))
-        life = asyncio.create_task(server.run())
-        await _until_ready(server, life)
-        if life.done():
-            raise AssertionError(f"it ended with {life.result()} before it was ready")
+        running = asyncio.create_task(server.run())
+        await _until_ready(server, running)
+        if not running.done():
+            up.set_result((asyncio.get_running_loop(), server))
+        return await running
+
+    try:
+        ended.set_result(asyncio.run(life()))
     except BaseException as error:
-        up.set_exception(error)
-        return
-    up.set_result((asyncio.get_running_loop(), server))
-    await life
+        ended.set_exception(error)
 
 
 async def _until_ready(server: app.Server, life: asyncio.Task[int]) -> None:

@@ -38,6 +38,14 @@ class Running:
     name = host = ""
     port = metrics_port = 0
 
+    def read_ready(self, lines: str) -> bool:
+        """Takes the attributes from the first two ready lines; ``False`` if these are others."""
+        match = READY.search(lines)
+        if match is not None:
+            self.name, self.host = match[1], match[2]
+            self.port, self.metrics_port = int(match[3]), int(match[4])
+        return match is not None
+
     def client(self) -> Client:
         """A new synchronous client."""
         return Client(self.host, self.port)
@@ -112,10 +120,7 @@ class Server(Running):
         """Reads the first two ready lines."""
         assert self.process.stdout is not None
         lines = self.process.stdout.readline() + self.process.stdout.readline()
-        match = READY.search(lines)
-        assert match, f"no ready lines but {lines!r}; log:\n{self.log}"
-        self.name, self.host = match[1], match[2]
-        self.port, self.metrics_port = int(match[3]), int(match[4])
+        assert self.read_ready(lines), f"no ready lines but {lines!r}; log:\n{self.log}"
 
     def is_ready(self, seconds: float) -> bool:
         """Waits until it is ready, or has ended; fails where neither comes."""
