@@ -12,11 +12,11 @@ def server(default_model):
 
 @pytest.fixture(scope="module")
 def running():
-    """Servers of the tiny model that tests of a file have left running, by their arguments."""
+    """Servers of the tiny model that tests of a file left running, by their arguments; each ends cleanly."""
     servers: dict[tuple[str, ...], Server] = {}
     yield servers
-    for server in servers.values():
-        server.stop()
+    codes = {arguments: server.stop() for arguments, server in servers.items()}
+    assert not any(codes.values()), codes
 
 
 @pytest.fixture
