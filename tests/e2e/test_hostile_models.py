@@ -33,7 +33,7 @@ def test_a_hostile_model_ends_the_command_with_a_sentence(name, tiny_packed, tmp
     folder = copy(Path(good), tmp_path / "model")
     change(folder)
     server = Server(option, folder, *rest, wait=False)
-    code, seconds, resident = _waited_for(server.process.pid)
+    code, seconds, resident, processes = _waited_for(server.process.pid)
     server.process.returncode = code
     told = server.log
     server.stop()
@@ -42,29 +42,38 @@ def test_a_hostile_model_ends_the_command_with_a_sentence(name, tiny_packed, tmp
     assert told.strip().splitlines()[-1].startswith("longspan: ")
     assert seconds < MOST_SECONDS
     assert resident < MOST_BYTES
+    assert processes > 1, "the engine's memory was not seen"
 
 
-def _waited_for(pid: int) -> tuple[int, float, int]:
-    """A process's exit code; with its children, seconds of processor time and the most bytes in memory."""
-    end, resident = time.monotonic() + MOST_WAIT, 0
+def _waited_for(pid: int) -> tuple[int, float, int, int]:
+    """Waits for a process, and kills it with its children when that takes too long.
+
+    Returns:
+        Its exit code; with the children that it waited for, seconds of processor time; with all of them the
+        most bytes in memory; and how many processes were seen at once.
+    """
+    end, resident, processes = time.monotonic() + MOST_WAIT, 0, 0
     while True:
-        resident = max(resident, _peak(pid))
+        peaks = _peaks(pid)
+        resident, processes = max(resident, sum(peaks)), max(processes, len(peaks))
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, resident
+            seconds = usage.ru_utime + usage.ru_stime
+            return os.waitstatus_to_exitcode(status), seconds, resident, processes
         if time.monotonic() > end:
             for process in (*psutil.Process(pid).children(), psutil.Process(pid)):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         time.sleep(0.1)
 
 
-def _peak(pid: int) -> int:
+def _peaks(pid: int) -> list[int]:
     """The most bytes that a process and its children have had in memory, each at its own moment."""
-    found = 0
+    found = []
     with contextlib.suppress(OSError):  # one has just ended
         children = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
         for each in (str(pid), *itertools.chain(*children)):
             # Not ru_maxrss, which begins with the memory of the process that forked.
             lines = Path(f"/proc/{each}/status").read_text().splitlines()
-            found += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+            found += [int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")]
     return found
