@@ -154,8 +154,7 @@ def test_an_engine_that_hangs_fails_its_candidate_and_is_ended(arguments, full_a
         for engine in engines:
             engine.send_signal(signal.SIGSTOP)
         rounds = Rounds(targets, [load])
-        for target in targets.values():
-            target.allow(5.0)
+        targets["window"].allow(5.0)  # the other one may take its time on a busy machine
         rounds.step(load)
         assert list(rounds.failed) == [(load.label, "window")]
         assert "hangs" in rounds.failed[load.label, "window"]
