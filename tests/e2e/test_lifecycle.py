@@ -247,7 +247,7 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(started):
         assert client.health()
         assert begun.wait(20)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
+        wait_until(lambda: not client.health())
         with pytest.raises(UnavailableError):
             client.generate("too late", max_tokens=1)
     assert running.result(30) == ENDLESS["max_tokens"]
