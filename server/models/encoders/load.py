@@ -169,8 +169,8 @@ def _labels(config: Any) -> list[str]:
     labels = [str(config.id2label[index]) for index in range(config.num_labels)]
     if wrong := [label for label in labels if not is_unicode(label)]:
         raise RefusedError(
-            f"config.json names the label {wrong[0][:80]!a}, which has half of a surrogate pair and so is no "
-            "text; fetch the model's own file again"
+            f"config.json names the label {quoted(wrong[0])}, which has half of a surrogate pair and so is "
+            "no text; fetch the model's own file again"
         )
     return labels
 
