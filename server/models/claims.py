@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 from server.models.rope import ropes
 
 # Counts of a config for which transformers makes a list, a table or modules with an entry for each. Other
@@ -45,7 +45,7 @@ def check_numbers(file: Path, written: Mapping[str, Any]) -> None:
             )
         elif isinstance(value, int) and value > _LARGEST_COUNT and _COUNTS.search(name):
             raise RefusedError(
-                f"{file} says {name[:80]} {str(value)[:40]}, and no model has more than {_LARGEST_COUNT:,}; "
+                f"{file} says {name[:80]} {quoted(value)}, and no model has more than {_LARGEST_COUNT:,}; "
                 "fetch the model again"
             )
 
@@ -61,6 +61,6 @@ def check_ropes(config: Any) -> None:
         number = isinstance(factor, int | float) and math.isfinite(factor)
         if factor is not None and not (number and 0 < factor <= _LARGEST_FACTOR):
             raise RefusedError(
-                f"the config's rotary positions have the factor {str(factor)[:40]}; it must be a number "
+                f"the config's rotary positions have the factor {quoted(factor)}; it must be a number "
                 f"above 0 and at most {_LARGEST_FACTOR:,.0f}; fetch the config.json that belongs to the model"
             )

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from server.errors import quoted
+
 log = logging.getLogger("longspan.models")
 
 _MOST_DIGITS = 20
@@ -75,4 +77,4 @@ def _ids(
             )
         case _:
             reason = "is no token id"
-    log.warning("%s: the end-of-sequence token %.60r %s; it is not used", place, value, reason)
+    log.warning("%s: the end-of-sequence token %s %s; it is not used", place, quoted(value), reason)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from server.encoder_messages import Task
+from server.errors import quoted
 from server.messages import Ready, Sampling
 from server.models.eos import eos_ids
 from server.models.target import Target, read_target
@@ -156,10 +157,10 @@ def _sampling(file: Mapping[str, Any]) -> dict[str, float]:
         try:
             values[name] = _as_requested(name, value)
         except ValueError as error:
-            log.warning("%s: %s is %.40r; it must be %s; it is not used", FILE, name, value, error)
+            log.warning("%s: %s is %s; it must be %s; it is not used", FILE, name, quoted(value), error)
     do_sample = file.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
-        log.warning("%s: do_sample is %.40r, neither true nor false; it is not used", FILE, do_sample)
+        log.warning("%s: do_sample is %s, neither true nor false; it is not used", FILE, quoted(do_sample))
     if do_sample is not False:
         return values
     # As in transformers, the rest is for sampling only: it must not narrow a request that has a temperature.
@@ -199,9 +200,7 @@ def _unused(file: Mapping[str, Any], context_length: int, used: Set[str]) -> lis
     if isinstance(length := file.get("max_length"), int) and length >= context_length:
         known.add("max_length")
     return [
-        f"{name} {json.dumps(value)[:60]}"
-        for name, value in file.items()
-        if name not in known and _asks(name, value)
+        f"{name} {quoted(value)}" for name, value in file.items() if name not in known and _asks(name, value)
     ]
 
 

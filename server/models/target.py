@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.encoder_messages import EncoderDecoderInfo
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 
 log = logging.getLogger("longspan.models")
 
@@ -128,15 +128,15 @@ def _start(said: Sequence[Mapping[str, Any]], vocabulary: int) -> int:
     start = _token({name: value}, name, vocabulary)
     if start is None:
         raise RefusedError(
-            f"{file}: {name} is {value!r:.40}, which is no token of the model, so that it is not known what "
-            "the decoder begins with; fetch the model's own files again"
+            f"{file}: {name} is {quoted(value)}, which is no token of the model, so that it is not known "
+            "what the decoder begins with; fetch the model's own files again"
         )
     other = said[1].get(names[0])
     if name != names[0] and other is not None and other != value:
         log.warning(
             "%s has no %s, so that the decoder begins with its %s, %d, as in transformers, and not with "
-            "config.json's %s, %.40r",
-            *(file, names[0], name, start, names[0], other),
+            "config.json's %s, %s",
+            *(file, names[0], name, start, names[0], quoted(other)),
         )
     return start
 
@@ -158,7 +158,7 @@ def _banned(file: Mapping[str, Any], vocabulary: int, ends: Collection[int]) -> 
         words = [word[0] for word in single if word[0] not in ends]
     tokens = list(filter(known, suppressed)) if isinstance(suppressed, list) else []
     if not isinstance(suppressed, list) or len(tokens) < len(suppressed):
-        log.warning("suppress_tokens is %.60r; what is no token of the model is not used", suppressed)
+        log.warning("suppress_tokens is %s; what is no token of the model is not used", quoted(suppressed))
     return sorted({*words, *tokens}), all_used
 
 
@@ -169,7 +169,7 @@ def _token(file: Mapping[str, Any], name: str, vocabulary: int) -> int | None:
         (value,) = value
     if value is None or (type(value) is int and 0 <= value < vocabulary):
         return value
-    log.warning("%s is %.40r, which is no token of the model; it is not used", name, value)
+    log.warning("%s is %s, which is no token of the model; it is not used", name, quoted(value))
     return None
 
 
@@ -178,5 +178,7 @@ def _count(file: Mapping[str, Any], name: str, most: int = 2**31) -> int:
     value = file.get(name)
     if value is None or (type(value) is int and 0 <= value <= most):
         return value or 0
-    log.warning("%s is %.40r, which is not a number of tokens up to %d; it is not used", name, value, most)
+    log.warning(
+        "%s is %s, which is not a number of tokens up to %d; it is not used", name, quoted(value), most
+    )
     return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 
 if TYPE_CHECKING:
     from server.text.tokenizer import Tokenizer
@@ -119,7 +120,8 @@ def try_mask(tokenizer: Tokenizer, vocabulary_size: int) -> None:
     if mask is None:
         return
     token = tokenizer.special_tokens[mask]
-    if token < vocabulary_size and token in tokenizer.encode(mask):
-        return
-    log.warning("texts can't spell the tokenizer's mask, %.40r, as a token that the model knows", mask)
+    with suppress(Exception):  # the tokenizers library raises nothing narrower
+        if token < vocabulary_size and token in tokenizer.encode(mask):
+            return
+    log.warning("texts can't spell the tokenizer's mask, %s, as a token that the model knows", quoted(mask))
     tokenizer.mask_token = None

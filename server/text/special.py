@@ -115,7 +115,7 @@ class _Renamed:
         try:
             document = _rename(json.loads(backend.to_str()), self._names)
             self.tokenizer = without_panics(Tokenizer.from_str)(json.dumps(document))
-            ids = self.tokenizer.encode("".join(self._names.values()), add_special_tokens=False).ids
+            ids = token_ids(self.tokenizer, "".join(self._names.values()), add_special_tokens=False)
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise _impossible() from error
         # Some number their tokens anew.
@@ -152,6 +152,7 @@ class _Renamed:
         return token_ids(self.tokenizer, plain, add_special_tokens=False, most=most)
 
 
+@without_panics
 def _keeps(backend: Tokenizer, name: str) -> bool:
     return backend.normalizer is None or name in backend.normalizer.normalize_str(name)
 

@@ -53,8 +53,7 @@ class Tokenizer(Decoding):
         if not (folder / "tokenizer.json").is_file():
             raise RefusedError(f"{folder} has no tokenizer.json")
         try:
-            read = without_panics(PreTrainedTokenizerFast.from_pretrained)
-            self._pretrained = read(folder, local_files_only=True)
+            self._pretrained = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise RefusedError(
                 f"{folder}: tokenizer.json, tokenizer_config.json or a chat template can't be read: {error}"

@@ -23,6 +23,7 @@ from tests.engine.harness import greedy_requests, make_core, run
 from tests.engine.harness import load as loaded_from
 from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
 from tests.engine.remembering import CONTEXT, SMALL, VOCABULARY, remembering
+from tests.models.changes import TOKENIZER, edited
 from tests.models_zoo import save_tiny
 
 
@@ -237,6 +238,9 @@ def test_models_that_do_not_go_together_are_refused(folders, tmp_path):
     renamed = save_tiny("llama", tmp_path / "renamed")
     file = renamed / "tokenizer.json"
     file.write_text(file.read_text().replace("<|text|>", "<|start|>"))
+    broken = save_tiny("llama", tmp_path / "broken")
+    # With which the tokenizers library has a bug.
+    edited(TOKENIZER, lambda said: said["model"].update(continuing_subword_prefix="#" * 40))(broken)
     windowed = save_tiny("mistral", tmp_path / "windowed")
     for models, changed, sentence in (
         (
@@ -245,6 +249,11 @@ def test_models_that_do_not_go_together_are_refused(folders, tmp_path):
             "--draft-model .*larger: it has a vocabulary of 384 tokens, .* one of 320",
         ),
         ((target, renamed), {}, "its tokens mean something else .* longspan distill"),
+        (
+            (target, broken),
+            {},
+            "--draft-model .*broken: it .*: the tokenizers library failed: .*out of range",
+        ),
         ((target, tmp_path / "none"), {}, "--draft-model .*none: there is no model"),
         ((windowed, target), {}, "every layer of MistralForCausalLM sees a window only"),
         ((target, target), {"attention": "sliding_window"}, "pattern sliding_window does not see all"),

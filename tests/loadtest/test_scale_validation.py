@@ -3,12 +3,14 @@
 import json
 import math
 import random
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import pytest
 
 from loadtest.direct.scale import validation
 from loadtest.direct.scale.__main__ import _kept, main
+from loadtest.direct.scale.calibrate import at_once
 from loadtest.direct.scale.errors import BOUND, JUDGED, NO, OPEN, YES, Pair, error, report, verdict
 from loadtest.direct.scale.simulate import simulate
 from loadtest.direct.scale.traffic import Figures
@@ -115,6 +117,22 @@ def test_rounds_go_on_in_a_file(tmp_path, capsys, monkeypatch):
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match="has other runs"):
         Kept.begin(serve, path, resumed=True)
+
+
+@pytest.mark.parametrize(("cores", "servers"), [(1, 4), (2, 4), (3, 6), (4, 4), (16, 4)])
+def test_as_many_servers_start_as_rows_and_costs_need(cores, servers, monkeypatch):
+    started = []
+
+    @contextmanager
+    def serve(*arguments):
+        started.append(arguments)
+        yield
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(validation, "serve", serve)
+    monkeypatch.setattr(validation, "add_rounds", lambda *_: None)
+    validation.validate(Kept([], "a machine"), 1, [0], run=None)
+    assert len(started) == servers >= at_once()[-1]
 
 
 def test_no_two_runs_have_the_same_prompts():

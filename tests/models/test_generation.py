@@ -193,7 +193,7 @@ def test_unsupported_settings_are_logged_once(read):
     assert len(lines) == 1
     for part in ("num_beams 4", "length_penalty 2.0", "no_repeat_ngram_size 3", "suppress_tokens [1, 2]"):
         assert part in lines[0]
-    for part in ("min_length 5", f"max_length {CONTEXT - 1}", 'hot_new_thing "x"'):
+    for part in ("min_length 5", f"max_length {CONTEXT - 1}", "hot_new_thing 'x'"):
         assert part in lines[0]
 
 

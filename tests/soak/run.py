@@ -226,7 +226,7 @@ class _Load:
             context=context,
         )
         if self._encoders:
-            faults.others[ENCODER_KILLED] = lambda: rng.choice(self._encoders).lose_engine()
+            faults.of_engines[ENCODER_KILLED] = lambda: rng.choice(self._encoders).lose_engine()
         windows = int(self._plan.seconds / self._plan.window)
         for number, fault in enumerate(schedule(rng, windows, faults.of_engines, faults.others)):
             print(f"window {number + 1} of {windows}: {fault}", file=sys.stderr, flush=True)

@@ -15,14 +15,14 @@ from tests.e2e.server import Server
 from tests.kernels import share_kernels
 from tests.models_zoo import save_tiny
 from tests.soak import bounds
-from tests.soak.__main__ import plan_of
+from tests.soak.__main__ import _JUDGED_MINUTES, plan_of
 from tests.soak.bounds import End, Limits, judge
-from tests.soak.encoders import EncoderLoad, Request
+from tests.soak.encoders import ENCODER_KILLED, EncoderLoad, Request
 from tests.soak.filling import Filler
 from tests.soak.inputs import FIELDS, inputs
 from tests.soak.record import Memory, Record
 from tests.soak.report import document, table
-from tests.soak.run import Plan, run
+from tests.soak.run import Plan, _Load, run
 from tests.soak.schedule import schedule
 from tests.soak.traffic import Question, Users
 
@@ -86,6 +86,21 @@ def test_engines_are_left_alone_in_the_last_part():
     drawn = schedule(random.Random(1), 40, ENGINES, OTHERS)
     assert {*drawn[:6]} == {*drawn[:24]} == {*ENGINES, *OTHERS, "none"}
     assert not {*ENGINES} & {*drawn[24:]}
+
+
+async def test_every_engine_is_left_alone_for_as_long_as_its_memory_is_to_be_seen(monkeypatch):
+    drawn: list[str] = []
+
+    async def note(self, fault, faults):
+        drawn.append(fault)
+
+    monkeypatch.setattr(_Load, "_window", note)
+    plan = plan_of(_JUDGED_MINUTES, 1, [])
+    load = _Load(replace(plan, limits=LIMITS), {"server": None, "masks": None}, {}, Record())
+    await load._windows(random.Random(1), context=1000)
+    lost = [index for index, fault in enumerate(drawn) if fault in plan.limits.noticed]
+    assert {drawn[index] for index in lost} == {*ENGINES, ENCODER_KILLED}
+    assert (len(drawn) - 1 - max(lost)) * plan.window >= 2 * bounds._SERIES_SECONDS
 
 
 def good() -> tuple[Record, End]:

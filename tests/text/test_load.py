@@ -7,6 +7,7 @@ import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
+from server.panics import TokenizersError
 from server.text.decoding import Decoding
 from server.text.load import check_tokens, load_tokenizer, try_mask
 from tests.encoders.zoo import VOCABULARY, save_encoder
@@ -50,6 +51,17 @@ def test_a_mask_is_one_that_texts_can_spell(said, vocabulary, kept, tmp_path, ca
     try_mask(tokenizer, vocabulary)
     assert tokenizer.mask_token == ("[MASK]" if kept else None)
     assert ("texts can't spell the tokenizer's mask, '[MASK]'" in caplog.text) is not kept
+
+
+def test_a_mask_that_the_library_fails_on_is_none(tmp_path, caplog, monkeypatch):
+    def fail(text):
+        raise TokenizersError("a bug")
+
+    tokenizer = load_tokenizer(save_encoder("bert", tmp_path, "MaskedLM"), "the model", None)
+    monkeypatch.setattr(tokenizer, "encode", fail)
+    try_mask(tokenizer, VOCABULARY)
+    assert tokenizer.mask_token is None
+    assert "texts can't spell the tokenizer's mask" in caplog.text
 
 
 def test_tokens_that_only_the_files_beside_name_are_read_alike(tokenizer):

@@ -6,13 +6,16 @@ expected tokens are those of transformers' ``split_special_tokens``.
 """
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from server.panics import TokenizersError
 from server.text.errors import TextError
+from server.text.special import _keeps
 from server.text.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -104,6 +107,19 @@ def save(backend, folder, template=TEMPLATE, **token):
 def said(*contents):
     roles = itertools.cycle(("user", "assistant"))
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+
+
+class PanicException(BaseException):
+    """Named as what the library raises where it panics, which can't be imported."""
+
+
+def test_a_panic_over_a_name_is_an_error_like_others():
+    def panic(name):
+        raise PanicException("a bug")
+
+    backend = SimpleNamespace(normalizer=SimpleNamespace(normalize_str=panic))
+    with pytest.raises(TokenizersError, match="a bug"):
+        _keeps(backend, "x")
 
 
 def test_what_spells_nothing_gives_the_same_tokens(folder):

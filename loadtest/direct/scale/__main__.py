@@ -38,7 +38,7 @@ def main() -> int:
         with event_loop() as run:
             costs = _kept(arguments.costs) if arguments.costs else None
             within = (_validate if arguments.validate else _study)(arguments, costs, run)
-    except (NotStartedError, LongspanError, ValueError) as error:
+    except (NotStartedError, LongspanError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -84,12 +84,10 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
         ValueError: a server's engine process or its steps were not found.
     """
     with ExitStack() as stack:
-        return run(
-            costs_of([stack.enter_context(serve(*arguments)) for _ in range(_together()[-1])], "costs")
-        )
+        return run(costs_of([stack.enter_context(serve(*arguments)) for _ in range(at_once()[-1])], "costs"))
 
 
-def _together() -> list[int]:
+def at_once() -> list[int]:
     """How many replicas get the loads at the same time."""
     cores = len(os.sched_getaffinity(0))
     # On more cores none has steps of several replicas to compute.
@@ -111,15 +109,14 @@ async def costs_of(servers: Sequence[Address], seed: str) -> Costs:
     """All costs, in two or three minutes.
 
     Args:
-        servers: that do nothing else, ``REPLICAS`` of them or more.
+        servers: that do nothing else, as many as ``at_once`` names last or more; all are warm afterwards.
         seed: of the prompts; one that these servers have not had, whose prefix caches know its prompts.
 
     Raises:
         longspan.LongspanError: a request failed.
         ValueError: a server's engine process or its steps were not found.
     """
-    rng, counts_together = random.Random(seed), _together()
-    servers = servers[: counts_together[-1]]
+    rng, counts_together = random.Random(seed), at_once()
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
         limits = await _limits(clients[0])

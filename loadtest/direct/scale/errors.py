@@ -63,9 +63,9 @@ def verdict(off: Interval) -> str:
     """Whether an error is within ``BOUND``: ``YES``, ``NO`` or ``OPEN``."""
     if math.isinf(off.value):
         return NO if off.count >= LEAST else OPEN
-    if not off.claimed or off.low <= -BOUND <= off.high or off.low <= BOUND <= off.high:
+    if not (off.excludes(-BOUND) and off.excludes(BOUND)):
         return OPEN
-    return YES if off.low > -BOUND and off.high < BOUND else NO
+    return YES if abs(off.value) < BOUND else NO
 
 
 def told(pairs: Sequence[Pair]) -> list[str]:
@@ -102,7 +102,7 @@ def report(found: Sequence[tuple[Scenario, Sequence[Pair]]]) -> bool:
             if judged:
                 verdicts.append(judged)
             if judged == OPEN:
-                more = max(more, _more(off))
+                more = max(more, *(to_settle(off, margin) or 0 for margin in (-BOUND, BOUND)))
             table.line(*cells, title, _words(real, form), f"{simulated:{form}}", _words(off, "+.1%"), judged)
             cells = ("",) * len(cells)
     print(
@@ -111,13 +111,6 @@ def report(found: Sequence[tuple[Scenario, Sequence[Pair]]]) -> bool:
         + (f"; about {more} more rounds may tell" if more else "")
     )
     return set(verdicts) <= {YES}
-
-
-def _more(off: Interval) -> int:
-    """Rounds that would probably settle on which side of ``BOUND`` an error lies."""
-    if not off.claimed:
-        return max(1, LEAST - off.count)
-    return max(to_settle(off, margin) or 0 for margin in (-BOUND, BOUND))
 
 
 def _words(interval: Interval, form: str) -> str:

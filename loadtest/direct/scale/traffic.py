@@ -16,8 +16,8 @@ _QUESTION, _TURNS = 32, 6
 _DOCUMENTS = {"sessions": (256, 768), "long sessions": (1024, 3072)}
 TRAFFIC = ("sharegpt", *_DOCUMENTS)
 _LATE = 0.01
-"""Seconds by which users may begin later in another draw: real ones wake up about so exactly. A closed loop
-soon makes other steps of it."""
+"""Seconds by which users may begin later in another draw. Real ones wake up about as late, and then other
+calls share a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Figures:
         ttft_p95: 95th percentile.
         hits: share of prompt tokens that were found in a prefix cache.
         calls: that ended in the time that counts.
-        step: processor seconds of a step of the engines, mean of all since the begin.
+        step: processor seconds of a step of the engines, mean of all since the beginning.
     """
 
     rate: float

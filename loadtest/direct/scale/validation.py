@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from loadtest import document
-from loadtest.direct.scale.calibrate import REPLICAS, costs_of, warm_up
+from loadtest.direct.scale.calibrate import REPLICAS, at_once, costs_of, warm_up
 from loadtest.direct.scale.costs import Costs
 from loadtest.direct.scale.errors import Pair, report
 from loadtest.direct.scale.served import measure
@@ -143,7 +143,7 @@ def scenario_of(number: int, row: int) -> Scenario:
 def expected(scenario: Scenario, costs: Costs) -> Figures:
     """The mean of several simulations on one machine, of the scenario's own prompts.
 
-    With other prompts than the real replicas had, half a minute's mean TTFT would be off by 10 to 25% for
+    With other prompts than the real replicas had, half a minute's mean TTFT would be off by 12 to 25% for
     that reason alone (docs/scale.md).
     """
     draws = (replace(scenario, draw=draw) for draw in range(1, _DRAWS + 1))
@@ -199,7 +199,8 @@ def validate(kept: Kept, rounds: int, rows: Collection[int], run: Run, costs: Co
     if kept.missing(rounds, rows):
         with ExitStack() as stack:
             # Idle ones take no time.
-            addresses = [stack.enter_context(serve(*kept.serve)) for _ in range(REPLICAS)]
+            most = max(REPLICAS, at_once()[-1])
+            addresses = [stack.enter_context(serve(*kept.serve)) for _ in range(most)]
             if costs is not None:
                 run(warm_up(addresses, costs.limits.vocabulary))
 

@@ -14,6 +14,7 @@ from server.models.encoder_decoders.recognize import holds_encoder_decoder
 from server.models.encoders.recognize import holds_encoder
 from server.models.executors.base import Executor
 from server.models.executors.choose import choose_executor
+from server.models.refusing import refusing
 from server.models.resolve import ModelFiles, resolve_model
 from server.models.tokenizing.files import find_tokenizer
 from server.panics import without_panics
@@ -144,20 +145,22 @@ def _check_sizes(draft: int, target: int) -> None:
         )
 
 
-@without_panics
 def _check_vocabularies(files: ModelFiles, target: Path | None) -> None:
     """Refuses vocabularies that differ, where both are known."""
-    from tokenizers import Tokenizer
-
     if files.tokenizer is None or target is None:
         return
-    own, other = (
-        Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)
-        for folder in (files.tokenizer, target)
-    )
+    with refusing("it", "comparing its tokenizer"):
+        own, other = _vocabulary(files.tokenizer), _vocabulary(target)
     if own != other:
         differ = len(own.items() ^ other.items())
         raise RefusedError(
             f"its tokens mean something else than those of the model that it drafts for ({differ} entries of "
             f"both vocabularies are not in the other); {_INSTEAD}"
         )
+
+
+@without_panics
+def _vocabulary(folder: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)

@@ -137,11 +137,8 @@ def load_encoder(
         if head is not None and logits is not None:
             check_head(head, own, logits, model.dtype, architecture)
     with refusing(architecture, "reading its tokenizer"):
-        tokenizer = _tokenizer(folder, config)
+        tokenizer = _tokenizer(folder, config, tasks, files, length)
         passed = tokenizer is not None and "token_type_ids" in tokenizer.model_input_names
-        if tokenizer is not None:
-            _check_room(tokenizer.num_special_tokens_to_add(pair=Task.SCORE in tasks), length)
-            _check_prompt(tokenizer, files, length)
     log.info("%s", linears)
     return LoadedEncoder(
         encoder=encoder,
@@ -172,8 +169,8 @@ def _labels(config: Any) -> list[str]:
     labels = [str(config.id2label[index]) for index in range(config.num_labels)]
     if wrong := [label for label in labels if not is_unicode(label)]:
         raise RefusedError(
-            f"config.json names the label {wrong[0][:80]!a}, which has half of a surrogate pair and so is no "
-            "text; fetch the model's own file again"
+            f"config.json names the label {quoted(wrong[0])}, which has half of a surrogate pair and so is "
+            "no text; fetch the model's own file again"
         )
     return labels
 
@@ -203,13 +200,20 @@ def _class(config: Any, tasks: tuple[Task, ...]) -> tuple[Any, dict[str, Any]]:
 
 
 @without_panics
-def _tokenizer(folder: Path, config: Any) -> Any:
-    """transformers' own tokenizer; ``None`` where there is none, and only token ids are served."""
+def _tokenizer(folder: Path, config: Any, tasks: tuple[Task, ...], files: SentenceFiles, length: int) -> Any:
+    """transformers' own tokenizer; ``None`` where there is none, and only token ids are served.
+
+    Raises:
+        RefusedError: what it adds to texts leaves no room for them.
+    """
     if not (folder / "tokenizer.json").is_file():
         return None
-    return transformers.AutoTokenizer.from_pretrained(
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
         folder, config=config, local_files_only=True, trust_remote_code=False
     )
+    _check_room(tokenizer.num_special_tokens_to_add(pair=Task.SCORE in tasks), length)
+    _check_prompt(tokenizer, files, length)
+    return tokenizer
 
 
 def _check_room(special: int, length: int) -> None:
@@ -220,7 +224,6 @@ def _check_room(special: int, length: int) -> None:
         )
 
 
-@without_panics
 def _check_prompt(tokenizer: Any, files: SentenceFiles, length: int) -> None:
     """Refuses a usual prompt that leaves no room for a text, so that all that name none would be refused."""
     if not files.default_prompt:

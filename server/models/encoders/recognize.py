@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from server.encoder_messages import Task
-from server.errors import RefusedError
+from server.errors import RefusedError, quoted
 from server.models.encoders.sentence import has_pooling
 from server.models.json_file import read_object
 
@@ -87,7 +87,7 @@ def read_tasks(config: Any) -> tuple[Task, ...]:
     named = config.architectures or [""]
     if not isinstance(named, list) or not isinstance(named[0], str):
         raise RefusedError(
-            f"the config's architectures are {str(named)[:80]}, which is no list of names; fetch the model's "
+            f"the config's architectures are {quoted(named)}, which is no list of names; fetch the model's "
             "own config.json"
         )
     name = named[0]

@@ -74,7 +74,7 @@ def read_sentence_files(folder: Path) -> SentenceFiles:
     longest = transformer.get("max_seq_length")
     if longest is not None and (type(longest) is not int or longest < 1):
         raise RefusedError(
-            f"sentence_bert_config.json in {folder} has max_seq_length {str(longest)[:80]}, which is no "
+            f"sentence_bert_config.json in {folder} has max_seq_length {quoted(longest)}, which is no "
             "number of tokens; fetch the model again"
         )
     if transformer.get("do_lower_case"):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import transformers
 
+from server.errors import quoted
 from server.models.gguf.reading import Reading
 from server.models.gguf.rope import read_rope
 from server.models.gguf.row import Row
@@ -101,7 +102,7 @@ def _check_kind(reading: Reading) -> None:
     kind = reading.file.metadata.get("general.type", "model")
     if kind != "model":
         raise ValueError(
-            f"it holds no model but what it calls {str(kind)[:80]}; name the file of the model itself"
+            f"it holds no model but what it calls {quoted(kind)}; name the file of the model itself"
         )
     reading.expect("attention.causal", True)
     reading.expect("pooling_type", _NO_POOLING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from server.errors import quoted
 from server.models.gguf.file import GgufFile
 
 _FILE = "it describes the file or where it comes from"
@@ -66,10 +67,9 @@ def refuse_unused(
         if key not in known and not _is_absent(file, architecture, key) and not _matches(patterns, key)
     ]
     if keys:
-        value = str(file.metadata[keys[0]])
         raise ValueError(
-            f"it says {keys[0]} = {value[:60]}, and what that means for a {architecture} model is unknown to "
-            f"Longspan{_others(keys)}"
+            f"it says {keys[0]} = {quoted(file.metadata[keys[0]])}, and what that means for a {architecture} "
+            f"model is unknown to Longspan{_others(keys)}"
         )
     further = [rf"blk\.{layer}\..+" for layer in range(layers, layers + drafting)]
     tensors = [name for name in file.unclaimed() if not _matches([*_TENSORS, *further], name)]

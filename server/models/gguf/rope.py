@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from server.errors import quoted
 from server.models.gguf.llama3 import recover_llama3
 from server.models.gguf.reading import Reading
 
@@ -82,7 +83,7 @@ def _scaling(reading: Reading, base: float, rotated: int, context: int) -> dict[
             reading.get(key, None)
         parameters = {"rope_type": "linear", "factor": factor} if linear else {"rope_type": "default"}
     else:
-        raise ValueError(f"its scaling of positions, {str(kind)[:80]}, is unknown to Longspan")
+        raise ValueError(f"its scaling of positions, {quoted(kind)}, is unknown to Longspan")
     if _FREQUENCIES not in file:
         return parameters
     if parameters["rope_type"] != "default":

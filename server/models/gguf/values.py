@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from server.errors import quoted
 from server.models.gguf.file import GgufFile
 
 
@@ -93,7 +94,7 @@ def check_values(file: GgufFile, architecture: str) -> None:
         value = file.metadata.peek(key)
         if not _fits(kind, value):
             kinds = f"a list, each of {kind.name}" if kind.many else kind.name
-            raise ValueError(f"its {key} is {str(value)[:60]}; it must be {kinds}")
+            raise ValueError(f"its {key} is {quoted(value)}; it must be {kinds}")
 
 
 def _fits(kind: _Kind, value: Any) -> bool:

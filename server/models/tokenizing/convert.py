@@ -111,7 +111,7 @@ def _model_file(folder: Path) -> Path | None:
 def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, Callable[[str], list[int]]]:
     own = config.get("tokenizer_class")
     if own is not None and not isinstance(own, str):
-        raise ValueError(f"tokenizer_config.json: tokenizer_class is {own!r:.40}, which names no class")
+        raise ValueError(f"tokenizer_config.json: tokenizer_class is {quoted(own)}, which names no class")
     kind = _read(folder / "config.json").get("model_type")
     plain = own.removesuffix("Fast") in _PLAIN_CLASSES if own else kind in _PLAIN_MODELS
     family = family_of(own, kind)
@@ -266,7 +266,7 @@ def _set_roles(tokenizer: Any, config: dict[str, Any], otherwise: dict[str, str 
         said = config.get(role, otherwise.get(role))
         token = said.get("content") if isinstance(said, dict) else said
         if token is not None and not isinstance(token, str):
-            raise ValueError(f"tokenizer_config.json or special_tokens_map.json: {role} is {token!r:.40}")
+            raise ValueError(f"tokenizer_config.json or special_tokens_map.json: {role} is {quoted(token)}")
         setattr(tokenizer, role, token)
 
 

@@ -155,7 +155,7 @@ def _m2m_100(table: _Table, folder: Path, config: dict[str, Any]) -> Numbering:
     name = config.get("language_codes", "m2m100")
     if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"tokenizer_config.json: language_codes is {name!r:.40}; it must be one of {', '.join(known)}"
+            f"tokenizer_config.json: language_codes is {quoted(name)}; it must be one of {', '.join(known)}"
         )
     codes = known[name]
     table.special(*(f"__{code}__" for code in codes))
@@ -211,7 +211,7 @@ def _count(config: dict[str, Any], name: str, usual: int, least: int = 0) -> int
     value = config.get(name, usual)
     if type(value) is not int or not least <= value <= _MOST_ADDED:
         raise ValueError(
-            f"tokenizer_config.json: {name} is {value!r:.40}; it must be a whole number from {least} to "
+            f"tokenizer_config.json: {name} is {quoted(value)}; it must be a whole number from {least} to "
             f"{_MOST_ADDED}"
         )
     return value

@@ -51,7 +51,7 @@ def parse_model(file: Path) -> Any:
     if all(piece.type != TokenType.UNKNOWN for piece in model.pieces):
         raise ValueError(f"{file.name} has no token for what it does not know; fetch it again")
     if unusual := [piece.piece for piece in model.pieces if not math.isfinite(piece.score)]:
-        raise ValueError(f"{file.name} gives its token {unusual[0]!r:.40} a score that is NaN or infinite")
+        raise ValueError(f"{file.name} gives its token {quoted(unusual[0])} a score that is NaN or infinite")
     return model
 
 
@@ -112,7 +112,7 @@ def add_tokens(tokenizer: Tokenizer, folder: Path, config: dict[str, Any]) -> No
     if file.is_file():
         for text, index in read_object(file).items():
             if type(index) is not int:
-                raise ValueError(f"{file.name}: the id of {text!r:.40} is {index!r:.40}, no whole number")
+                raise ValueError(f"{file.name}: the id of {quoted(text)} is {quoted(index)}, no whole number")
             wanted[index] = AddedToken(text, normalized=False)
     listed = config.get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
@@ -120,7 +120,8 @@ def add_tokens(tokenizer: Tokenizer, folder: Path, config: dict[str, Any]) -> No
     for index, said in listed.items():
         if not index.isdecimal() or not isinstance(said, dict) or not isinstance(said.get("content"), str):
             raise ValueError(
-                f"tokenizer_config.json: added_tokens_decoder: {index!r:.40} is no id with a token's content"
+                f"tokenizer_config.json: added_tokens_decoder: {quoted(index)} is no id with a token's "
+                "content"
             )
         wanted[int(index)] = AddedToken(
             said["content"],

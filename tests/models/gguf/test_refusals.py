@@ -45,7 +45,7 @@ def test_a_key_that_is_not_read_refuses_the_file_by_name(llama, tmp_path, key, v
         ("llama.attention.causal", False, "llama.attention.causal is False; Longspan computes it with True"),
         ("llama.attention.value_length", 4, "keys and values differ in size"),
         ("llama.rope.dimension_count", 4, "it rotates 4 of 8 numbers per head"),
-        ("llama.rope.scaling.type", "dynamic", "scaling of positions, dynamic, is unknown"),
+        ("llama.rope.scaling.type", "dynamic", "scaling of positions, 'dynamic', is unknown"),
         ("llama.rope.scaling.attn_factor", 1.5, r"llama.rope.scaling.attn_factor"),
         ("llama.attention.head_count_kv", [2, 4], "layers differ in llama.attention.head_count_kv"),
         ("llama.vocab_size", 12, "vocabulary has 12 tokens, but token_embd.weight has 320"),
@@ -55,7 +55,7 @@ def test_a_key_that_is_not_read_refuses_the_file_by_name(llama, tmp_path, key, v
             2**31 - 1,
             "says that it has 2147483647 layers, but it has only 21 tensors",
         ),
-        ("general.type", "mmproj", "it holds no model but what it calls mmproj"),
+        ("general.type", "mmproj", "it holds no model but what it calls 'mmproj'"),
         ("split.count", 2, "part 1 of 2; give the files of a split set the names"),
     ],
 )
