@@ -102,9 +102,11 @@ class Server(Running):
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "server.cli", "serve", "--port", "0", "--metrics-port", "0"),
-                "--check-integrity",
+                # A test process that is killed leaves no server: its end of the pipe closes.
+                *("--check-integrity", "--end-with-stdin"),
                 *map(str, arguments),
             ],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
@@ -192,6 +194,8 @@ class Server(Running):
         finally:
             assert self.process.stdout is not None
             self.process.stdout.close()
+            assert self.process.stdin is not None
+            self.process.stdin.close()
             self._log.close()
 
     def __enter__(self) -> Server:
