@@ -6,9 +6,10 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 log = logging.getLogger("longspan.start")
 
@@ -27,14 +28,7 @@ class StartProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if sys.stderr.isatty():
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            self._bar = _bar()
             self._bar.start()
 
     def report(self, stage: str, fraction: float | None) -> None:
@@ -60,3 +54,17 @@ class StartProgress:
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
+
+
+def _bar() -> Progress:
+    from rich.console import Console  # which a server without a terminal does without
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -7,17 +7,21 @@ text or what went wrong. The process ends itself where a rendering takes too lon
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import resource
 import signal
 import struct
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
 HEADER = struct.Struct("<I")
 # A template may raise what it was given.
 _MOST_SAID = 1000
+_PACKAGES = ("transformers", "transformers.utils")
+_RENDERER = "transformers.utils.chat_template_utils"
 
 
 def read_frame(stream: BinaryIO) -> Any:
@@ -61,6 +65,24 @@ def _render(template: str, messages: Any, tokens: dict[str, str], most: int) -> 
     return {"text": text}
 
 
+def _import_renderer() -> None:
+    """Imports the module of transformers that renders, which takes a second that no request should wait for.
+
+    Nearly all of that is what the packages around it import for models. So they are entered without their own
+    code; where the module does not do with that, as of another version, they are imported after all.
+    """
+    try:
+        for name in _PACKAGES:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+        importlib.import_module(_RENDERER)
+    except Exception:
+        for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGES[0]]:
+            del sys.modules[name]
+        importlib.import_module(_RENDERER)
+
+
 def _limit_memory(more: int) -> None:
     """Holds the process to its present address space and ``more`` bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -73,7 +95,7 @@ def main() -> None:
     # Lines that a library prints must not come between the frames.
     answers, questions = os.fdopen(os.dup(1), "wb", buffering=0), os.fdopen(0, "rb")
     os.dup2(2, 1)
-    import transformers.utils.chat_template_utils  # noqa: F401 (takes a second, which no request should wait for)
+    _import_renderer()
 
     first = read_frame(questions)
     if first is None:
