@@ -6,10 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# This class reads tokenizer.json as it is. AutoTokenizer would read the model's config too, and for that
-# import torch, which costs the server process seconds and hundreds of megabytes.
-from transformers import PreTrainedTokenizerFast
-
 from server.errors import RefusedError
 from server.panics import without_panics
 from server.text.chat import ChatTemplate, Messages
@@ -18,8 +14,13 @@ from server.text.decoding import Decoding
 from server.text.encode import token_ids
 from server.text.encoder_texts import EncoderText, Input, encoder_texts
 from server.text.errors import TextError, check_unicode
+from server.text.light import tokenizer_class
 from server.text.special import SpecialAsText
 from server.text.token_text import TokenTexts
+
+# This class reads tokenizer.json as it is. AutoTokenizer would read the model's config too, and for that
+# import torch, which costs the server process seconds and hundreds of megabytes.
+_PreTrainedTokenizerFast = tokenizer_class()
 
 
 class Tokenizer(Decoding):
@@ -53,7 +54,7 @@ class Tokenizer(Decoding):
         if not (folder / "tokenizer.json").is_file():
             raise RefusedError(f"{folder} has no tokenizer.json")
         try:
-            self._pretrained = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            self._pretrained = _PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise RefusedError(
                 f"{folder}: tokenizer.json, tokenizer_config.json or a chat template can't be read: {error}"

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers  # noqa: F401 (before two threads could: see server.text.light)
 
 from server import app, closing
 from server.access.granted import granted
