@@ -1,8 +1,8 @@
-"""transformers' class for tokenizers, imported without a look through all of its models.
+"""A module of transformers, imported without the packages around it.
 
-Importing transformers reads what every model's files define, so that any of their names can be asked of it.
-That takes half a second of processor time and more. The server process asks for one name, of a module
-that has no need of it.
+transformers reads what every model's files define, so that any of their names can be asked of it, and its
+``utils`` import the hub's client. That is half a second to more than one of processor time at each start, for
+processes that need one module, which has no need of these.
 """
 
 from __future__ import annotations
@@ -10,37 +10,43 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
-from typing import Any
+from types import ModuleType
 
 _PACKAGE = "transformers"
-_MODULE = "transformers.tokenization_utils_tokenizers"
 
 
-def tokenizer_class() -> Any:
-    """``transformers.PreTrainedTokenizerFast``.
+def alone(name: str) -> ModuleType:
+    """A module, imported while empty packages stand in for those around it, unless these are there.
 
-    transformers is not imported after that, unless it was before; its modules that are stay so, and it works
-    with them if it is imported later. Meanwhile no other thread may import it.
+    The packages are not imported after that; what the module has imported stays, and transformers works with
+    it if it is imported later. Meanwhile no other thread may import it.
+
+    Args:
+        name: of the module, with its packages.
+
+    Raises:
+        ImportError: transformers has no such module.
     """
     if _PACKAGE not in sys.modules:
         try:
-            return _alone()
-        except Exception:  # another version, whose module needs the package, or is another one
-            for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
-                del sys.modules[name]
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast
+            return _alone(name)
+        except Exception:  # another version, whose module needs the packages
+            for each in [each for each in sys.modules if each.split(".")[0] == _PACKAGE]:
+                del sys.modules[each]
+    return importlib.import_module(name)
 
 
-def _alone() -> Any:
-    """It from its module, while in the package's place stands an empty one, with its version."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    assert spec is not None
-    package: Any = importlib.util.module_from_spec(spec)
-    package.__version__ = importlib.metadata.version(_PACKAGE)
-    sys.modules[_PACKAGE] = package
+def _alone(name: str) -> ModuleType:
+    parts = name.split(".")
+    packages = [".".join(parts[:count]) for count in range(1, len(parts))]
     try:
-        return importlib.import_module(_MODULE).PreTrainedTokenizerFast
+        for package in packages:
+            spec = importlib.util.find_spec(package)
+            assert spec is not None
+            empty = importlib.util.module_from_spec(spec)
+            empty.__dict__["__version__"] = importlib.metadata.version(_PACKAGE)
+            sys.modules[package] = empty
+        return importlib.import_module(name)
     finally:
-        sys.modules.pop(_PACKAGE, None)
+        for package in packages:
+            sys.modules.pop(package, None)

@@ -7,21 +7,19 @@ text or what went wrong. The process ends itself where a rendering takes too lon
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import resource
 import signal
 import struct
-import sys
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from server.text.light import alone
 
 HEADER = struct.Struct("<I")
 # A template may raise what it was given.
 _MOST_SAID = 1000
-_PACKAGES = ("transformers", "transformers.utils")
-_RENDERER = "transformers.utils.chat_template_utils"
 
 
 def read_frame(stream: BinaryIO) -> Any:
@@ -44,12 +42,11 @@ def frame(said: Any) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def _render(template: str, messages: Any, tokens: dict[str, str], most: int) -> dict[str, Any]:
+def _render(render: Any, template: str, messages: Any, tokens: dict[str, str], most: int) -> dict[str, Any]:
     import jinja2
-    from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        (text,), _ = render_jinja_template(
+        (text,), _ = render(
             conversations=[messages], chat_template=template, add_generation_prompt=True, **tokens
         )
     except jinja2.TemplateSyntaxError as error:
@@ -65,24 +62,6 @@ def _render(template: str, messages: Any, tokens: dict[str, str], most: int) -> 
     return {"text": text}
 
 
-def _import_renderer() -> None:
-    """Imports the module of transformers that renders, which takes a second that no request should wait for.
-
-    Nearly all of that is what the packages around it import for models. So they are entered without their own
-    code; where the module does not do with that, as of another version, they are imported after all.
-    """
-    try:
-        for name in _PACKAGES:
-            spec = importlib.util.find_spec(name)
-            assert spec is not None
-            sys.modules[name] = importlib.util.module_from_spec(spec)
-        importlib.import_module(_RENDERER)
-    except Exception:
-        for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGES[0]]:
-            del sys.modules[name]
-        importlib.import_module(_RENDERER)
-
-
 def _limit_memory(more: int) -> None:
     """Holds the process to its present address space and ``more`` bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -95,7 +74,8 @@ def main() -> None:
     # Lines that a library prints must not come between the frames.
     answers, questions = os.fdopen(os.dup(1), "wb", buffering=0), os.fdopen(0, "rb")
     os.dup2(2, 1)
-    _import_renderer()
+    # Before the first question: no request should wait for it.
+    render = alone("transformers.utils.chat_template_utils").render_jinja_template
 
     first = read_frame(questions)
     if first is None:
@@ -104,7 +84,7 @@ def main() -> None:
     answers.write(frame("ready"))
     while (asked := read_frame(questions)) is not None:
         signal.setitimer(signal.ITIMER_REAL, asked.pop("seconds"))
-        answer = frame(_render(**asked))
+        answer = frame(_render(render, **asked))
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(answer)
 

@@ -14,13 +14,13 @@ from server.text.decoding import Decoding
 from server.text.encode import token_ids
 from server.text.encoder_texts import EncoderText, Input, encoder_texts
 from server.text.errors import TextError, check_unicode
-from server.text.light import tokenizer_class
+from server.text.light import alone
 from server.text.special import SpecialAsText
 from server.text.token_text import TokenTexts
 
 # This class reads tokenizer.json as it is. AutoTokenizer would read the model's config too, and for that
 # import torch, which costs the server process seconds and hundreds of megabytes.
-_PreTrainedTokenizerFast = tokenizer_class()
+_PreTrainedTokenizerFast = alone("transformers.tokenization_utils_tokenizers").PreTrainedTokenizerFast
 
 
 class Tokenizer(Decoding):

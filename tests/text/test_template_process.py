@@ -1,6 +1,5 @@
 """Chat templates that would never end, or fill the memory, are ended, and the next one is rendered."""
 
-import json
 import os
 import signal
 import subprocess
@@ -193,17 +192,3 @@ def test_a_process_that_does_not_start_is_not_the_templates_fault(monkeypatch, t
     monkeypatch.undo()
     assert process.render(PLAIN, TURNS, {}) == "hello"
     process.close()
-
-
-@pytest.mark.parametrize(
-    ("last", "whole"), [("transformers.utils", False), ("transformers.of_another_version", True)]
-)
-def test_of_transformers_it_imports_what_renders_and_all_where_it_must(last, whole):
-    program = (
-        "from server.text import template_program as program; import json, sys;"
-        f"program._PACKAGES = ('transformers', {last!r}); program._import_renderer();"
-        f"told = program._render({PLAIN!r}, {TURNS!r}, {{}}, 9);"
-        "print(json.dumps([told, 'transformers.utils.hub' in sys.modules, 'torch' in sys.modules]))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert json.loads(done.stdout) == [{"text": "hello"}, whole, False], done.stderr
