@@ -37,6 +37,7 @@ def _run(paths: tuple[str, ...], interpreted: str) -> None:
     environment = {
         **os.environ,
         "TRITON_INTERPRET": interpreted,
+        "XFORMERS_ENABLE_TRITON": interpreted,
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
     }

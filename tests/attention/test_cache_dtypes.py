@@ -79,7 +79,7 @@ def test_every_kernel_takes_queries_of_other_dtypes(kernel):
 def test_rows_that_select_by_content(kernel):
     """The selection is by the rounded keys, with summaries as in the oracle."""
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=12, deadline=None)
     @given(layers(), sequences(150, 3), page_sizes, content_patterns(), seeds, CACHED, st.data())
     def run(layer, shapes, page_size, pattern, seed, dtype, data):
         prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]

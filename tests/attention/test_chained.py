@@ -37,7 +37,7 @@ def batch_of(lengths: list[tuple[int, int]], page_size: int) -> tuple[AttentionB
     return batch, sum(counts) + 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 70), st.integers(1, 70)), min_size=1, max_size=4),
     st.lists(st.sampled_from([None, None, 7, 40]), min_size=1, max_size=4),

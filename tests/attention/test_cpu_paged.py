@@ -32,6 +32,7 @@ from tests.attention.cases import (
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.instructions import at, every_level
 from tests.models_zoo import save_tiny
+from tests.pairwise import pairwise
 
 DTYPES = list(CACHE_DTYPES.values())
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def compiled():
     assert CpuPaged().unsupported([PLAIN], CPU, torch.float32, 16, Full()) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     layers(features=True), sequences(300, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES), written
 )
@@ -76,14 +77,14 @@ def test_equals_reference(layer, shapes, page_size, pattern, seed, dtype, prompt
     check(case, pattern)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layers(features=True), sequences(150, 4), page_sizes, seeds, content_patterns(), st.data())
 def test_rows_that_select_by_content(layer, shapes, page_size, seed, pattern, data):
     prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
     check(make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=prompt_lens), pattern)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     layers(features=True),
     sequences(200, 4),
@@ -107,20 +108,19 @@ def test_queries_rerotated_toward_the_first_keys(
     check(case, pattern, rerotated)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("window", [None, 600])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "value_size"),
-    [(9, 3, 64, 64), (5, 1, 80, 72), (14, 2, 128, 128), (1, 1, 33, 257), (130, 1, 4, 4)],
+@pairwise(
+    sizes=[(9, 3, 64, 64), (5, 1, 80, 72), (14, 2, 128, 128), (1, 1, 33, 257), (130, 1, 4, 4)],
+    dtype=DTYPES,
+    window=[None, 600],
 )
-def test_long_sequences(dtype, window, heads, kv_heads, size, value_size):
+def test_long_sequences(sizes, dtype, window):
     """Rows in many parts, blocks of rows, heads that do and don't fill vectors, groups of any size."""
-    layer = LayerSpec(0, heads, kv_heads, size, value_size, size**-0.5, window=window)
+    layer = LayerSpec(0, *sizes, scale=sizes[2] ** -0.5, window=window)
     shapes = [(1700, 1), (4200, 9), (3, 1), (900, 2), (300, 300), (1100, 1)]
     check(make_case(layer, shapes, 16, dtype=dtype, prompt_lens=[1700, 1, 1, 1, 300, 1]), Full())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     layers(features=True), sequences(600, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES), written
 )
@@ -141,9 +141,11 @@ def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, 
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("lengths", [(1700,), (130, 1700), (127, 128, 600, 5, 300)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("prompt", [True, False])
+@pairwise(
+    lengths=[(1700,), (130, 1700), (127, 128, 600, 5, 300)],
+    dtype=DTYPES,
+    prompt=[True, False],
+)
 def test_cuts_large_enough_for_threads_change_no_bit(lengths, dtype, prompt):
     """Parts by several threads, and with more threads than parts also heads apart from each other."""
     shapes = [(length, 1) for length in lengths]
@@ -192,12 +194,10 @@ def test_weights_are_exact_to_float32():
     torch.testing.assert_close(result[near], expected[near], rtol=5e-7, atol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (8, 1)])
-@pytest.mark.parametrize("rows", [1, 2, 16, 17, 85, 86, 257])
-def test_blocks_of_any_number_of_rows(rows, heads, kv_heads, dtype):
+@pairwise(rows=[1, 2, 16, 17, 85, 86, 257], heads=[(9, 3), (4, 4), (8, 1)], dtype=DTYPES)
+def test_blocks_of_any_number_of_rows(rows, heads, dtype):
     """Panels that are full, begun, or hold one query; tiles that none, some or all of their queries see."""
-    case = make_case(LayerSpec(0, heads, kv_heads, 24, 40, 0.2), [(rows + 130, rows)], 16, dtype=dtype)
+    case = make_case(LayerSpec(0, *heads, 24, 40, 0.2), [(rows + 130, rows)], 16, dtype=dtype)
     check(case, Full())
     check(case, SlidingWindow(window=70, sinks=3))
 

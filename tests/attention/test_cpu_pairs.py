@@ -79,13 +79,13 @@ def has_pairs():
         pytest.skip("this processor has no faster products of 16-bit integers")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(layers(features=True), sequences(300, 5), page_sizes, patterns, seeds, st.sampled_from(NARROW))
 def test_close_to_reference(layer, shapes, page_size, pattern, seed, dtype):
     check(wide(make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed)), pattern)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     layers(features=True),
     sequences(200, 4),
@@ -128,7 +128,7 @@ def test_it_rounds_only_what_it_may(dtype):
     assert torch.equal(compute(ROUNDING, case, Full()), compute(EXACT, case, Full()))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layers(features=True), sequences(600, 5), page_sizes, patterns, seeds, st.sampled_from(NARROW))
 def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, seed, dtype):
     case = wide(make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype))

@@ -19,6 +19,7 @@ from attention.patterns.full import Full
 from attention.patterns.topk import TopK
 from tests.attention.cases import Case, attend, known, layers, make_case, selection, sequences, update
 from tests.instructions import at, every_level
+from tests.pairwise import pairwise
 
 DTYPES = list(CACHE_DTYPES.values())
 
@@ -69,7 +70,7 @@ def check(case: Case, pattern: TopK) -> int:
     return rows
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layers(), sequences(120, 5), page_sizes, patterns, seeds, st.booleans(), dtypes, st.integers(1, 2))
 def test_select_equals_selection(layer, shapes, page_size, pattern, seed, tied, dtype, threads):
     torch.set_num_threads(threads)
@@ -87,14 +88,14 @@ def test_select_equals_selection(layer, shapes, page_size, pattern, seed, tied, 
     assert check(case, pattern) == len(case.batch.visible.selecting(pattern))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "window"),
-    [(9, 3, 64, None), (5, 1, 80, None), (14, 2, 128, 3000), (4, 4, 33, None), (34, 1, 4, 500)],
+@pairwise(
+    sizes=[(9, 3, 64, None), (5, 1, 80, None), (14, 2, 128, 3000), (4, 4, 33, None), (34, 1, 4, 500)],
+    dtype=DTYPES,
+    tied={"apart": False, "tied": True},
 )
-def test_many_pages(dtype, tied, heads, kv_heads, size, window):
+def test_many_pages(sizes, dtype, tied):
     """Pages in many parts, heads that do and don't fill vectors, groups of any size."""
+    heads, kv_heads, size, window = sizes
     layer = LayerSpec(0, heads, kv_heads, size, size, size**-0.5, window=window)
     pattern = Native(130, 1, 4)
     case = make_case(
@@ -117,12 +118,12 @@ def test_at_every_level(level):
     with at(level):
         for dtype in DTYPES:
             for tied in (False, True):
-                test_many_pages(dtype, tied, 9, 3, 64, None)
-                test_many_pages(dtype, tied, 4, 4, 33, 500)
+                test_many_pages((9, 3, 64, None), dtype, tied)
+                test_many_pages((4, 4, 33, 500), dtype, tied)
             test_summaries_of_every_kind_of_number(dtype)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layers(), sequences(200, 5), page_sizes, patterns, seeds, dtypes)
 def test_neighbors_and_threads_change_nothing(layer, shapes, page_size, pattern, seed, dtype):
     pattern.prefill = "sparse"
@@ -138,7 +139,7 @@ def test_neighbors_and_threads_change_nothing(layer, shapes, page_size, pattern,
         assert torch.equal(batched[start:stop], found)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layers(), sequences(100, 5), page_sizes, seeds, dtypes, st.integers(1, 2))
 def test_summaries_are_those_of_torch(layer, shapes, page_size, seed, dtype, threads):
     """To the bit, and it writes no others."""
@@ -230,7 +231,7 @@ def test_the_kernel_selects_in_cpp(dtype, monkeypatch):
     assert torch.equal(made, attend(CpuPaged(), layer, case.query, case.cache, case.batch, pattern, None))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 90), st.integers(1, 30)), min_size=1, max_size=4),
     st.lists(st.sampled_from([None, None, 7, 40]), min_size=1, max_size=4),

@@ -47,7 +47,7 @@ def check(case: Case, pattern, cuts: list[int], kernel: CpuPaged = KERNELS[0]) -
         assert torch.equal(chunk(case, pattern, start, stop, length, kernel), whole[start:stop])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     layers(features=True),
     st.integers(2, 300),

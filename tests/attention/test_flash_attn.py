@@ -31,7 +31,7 @@ from tests.attention.flash_cases import (
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(), shapes, st.sampled_from([1, 16, 64]), patterns, HALVES, seeds)
 def test_fa3_equals_reference(layer, shapes, page_size, pattern, dtype, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed)
@@ -39,7 +39,7 @@ def test_fa3_equals_reference(layer, shapes, page_size, pattern, dtype, seed):
         equals_reference(FlashAttn(), case, pattern)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(), shapes, st.sampled_from([256, 512]), patterns, HALVES, seeds)
 def test_fa2_equals_reference(layer, shapes, page_size, pattern, dtype, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed)
@@ -47,7 +47,7 @@ def test_fa2_equals_reference(layer, shapes, page_size, pattern, dtype, seed):
         equals_reference(FlashAttn(), case, pattern)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(sinks=True), shapes, st.sampled_from([1, 16, 64]), patterns, HALVES, seeds)
 def test_fa4_equals_reference(layer, shapes, page_size, pattern, dtype, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed)

@@ -34,7 +34,7 @@ def compute(
     return attend(kernel, case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layers(features=True), sequences(20, 3), page_sizes, patterns, seeds)
 def test_reference_follows_the_definition(layer, shapes, page_size, pattern, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
@@ -43,7 +43,7 @@ def test_reference_follows_the_definition(layer, shapes, page_size, pattern, see
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(layers(), sequences(300, 6), page_sizes, patterns, seeds)
 def test_sdpa_equals_reference(layer, shapes, page_size, pattern, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
@@ -51,7 +51,7 @@ def test_sdpa_equals_reference(layer, shapes, page_size, pattern, seed):
     torch.testing.assert_close(compute(Sdpa(), case, pattern), expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     layers(), sequences(300, 6), page_sizes, patterns, seeds, st.sampled_from([torch.bfloat16, torch.float16])
 )
@@ -73,7 +73,7 @@ def test_a_cache_of_fewer_bits_than_the_model(kernel):
     torch.testing.assert_close(result.double(), by_definition(case, Full()), rtol=0.03, atol=0.03)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layers(), sequences(300, 8), page_sizes, patterns, seeds)
 def test_neighbors_do_not_matter(layer, shapes, page_size, pattern, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
@@ -144,7 +144,7 @@ def test_tokens_on_a_missing_page_are_invisible():
     torch.testing.assert_close(by_definition(short, Full()).float(), expected[:1], rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layers(), sequences(200, 4), page_sizes, seeds, st.integers(1, 40), st.integers(0, 9), st.data())
 def test_queries_rerotated_toward_the_first_keys(layer, shapes, page_size, seed, window, sinks, data):
     pattern = SlidingWindow(window, sinks)
@@ -232,7 +232,7 @@ class Agreeing(ContentPattern):
         return torch.stack(found)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(), sequences(90, 3), page_sizes, seeds, st.integers(2, 9), st.data())
 def test_rows_that_select_by_content(layer, shapes, page_size, seed, every, data):
     case = make_case(layer, shapes, page_size, seed=seed)

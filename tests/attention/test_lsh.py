@@ -70,7 +70,7 @@ def test_selection_is_the_rule(layer, length, pattern, seed):
             assert set(defined[i, kv].nonzero().flatten().tolist()) == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     layers(),
     sequences(120, 5),

@@ -55,7 +55,7 @@ def seen_by_hand(pattern, layer, query, i, keys, page_size):
     return result
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(features=True), st.integers(1, 40), page_sizes, oracles, seeds, st.booleans())
 def test_selection_is_the_rule(layer, length, page_size, pattern, seed, tied):
     case = make_case(layer, [(length, length)], page_size, pattern=pattern, seed=seed)
@@ -70,7 +70,7 @@ def test_selection_is_the_rule(layer, length, page_size, pattern, seed, tied):
         assert [set(row.nonzero().flatten().tolist()) & set(near) for row in defined[i]] == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     layers(features=True),
     sequences(120, 5),
@@ -86,7 +86,7 @@ def test_select_equals_selection(layer, shapes, page_size, pattern, seed, dtype,
     assert rows_selected(case, pattern, block_bytes) == len(case.batch.visible.selecting(pattern))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(), st.integers(1, 120), page_sizes, oracles, seeds)
 def test_it_sees_as_many_tokens_as_topk_and_gives_them_no_less_attention(
     layer, length, page_size, oracle, seed

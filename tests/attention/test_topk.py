@@ -69,7 +69,7 @@ def ties(case):
         tensor.copy_(tensor.clamp(-1, 1).round())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(), st.integers(1, 40), page_sizes, topks, seeds, st.booleans())
 def test_selection_is_the_rule(layer, length, page_size, pattern, seed, tied):
     case = make_case(layer, [(length, length)], page_size, pattern=pattern, seed=seed)
@@ -82,7 +82,7 @@ def test_selection_is_the_rule(layer, length, page_size, pattern, seed, tied):
         assert [set(row.nonzero().flatten().tolist()) for row in defined[i]] == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     layers(),
     sequences(120, 5),
@@ -108,7 +108,7 @@ def test_select_equals_selection(layer, shapes, page_size, pattern, seed, tied, 
     assert rows_selected(case, pattern, block_bytes) == len(case.batch.visible.selecting(pattern))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(), sequences(120, 5), page_sizes, topks, seeds)
 def test_counts_ahead_are_those_of_the_selection(layer, shapes, page_size, pattern, seed):
     lens = [length // 2 for length, _ in shapes]
@@ -125,7 +125,7 @@ def test_counts_ahead_are_those_of_the_selection(layer, shapes, page_size, patte
         assert (selected <= counted.clamp(max=layer.window)).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(features=True), sequences(20, 3), page_sizes, topks_and_oracles, seeds)
 def test_reference_follows_the_definition(layer, shapes, page_size, pattern, seed):
     lens = [length // 2 for length, _ in shapes]
@@ -134,7 +134,7 @@ def test_reference_follows_the_definition(layer, shapes, page_size, pattern, see
     torch.testing.assert_close(result.double(), by_definition(case, pattern), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(layers(), sequences(60, 3), page_sizes, topks_and_oracles, seeds)
 def test_a_budget_that_covers_the_context_is_full_attention(layer, shapes, page_size, pattern, seed):
     longest = max(length for length, _ in shapes)

@@ -50,7 +50,7 @@ class Captured(TopK):
 topks = [st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_from(["dense", "sparse"])]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     layers(),
     sequences(120, 5),
@@ -79,7 +79,7 @@ def test_a_captured_selection_is_that_of_the_definition_and_of_cpp(
         assert torch.equal(selected, other)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     layers(),
     st.lists(st.integers(1, 40), min_size=1, max_size=5),

@@ -28,7 +28,7 @@ from tests.attention.flash_cases import (
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     layers(softcap=False),
     shapes,

@@ -22,8 +22,10 @@ from attention.patterns.full import Full
 from attention.patterns.oracle import Oracle
 from attention.patterns.sliding_window import SlidingWindow
 from tests.attention.cases import Case, attend, content_patterns, layers, make_case, patterns, sequences
+from tests.interpreter import replace_language_once
 
 torch.set_num_threads(1)
+replace_language_once()
 
 # A program takes the interpreter some 25 ms, so there are few programs: small batches, few examples, and no
 # search for smaller ones that fail too.

@@ -20,8 +20,10 @@ from attention.hook import Step
 from attention.kernels import triton_write
 from attention.kernels.triton_paged import Triton
 from attention.types import LayerCache
+from tests.interpreter import replace_language_once
 
 torch.set_num_threads(1)
+replace_language_once()
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]

@@ -12,17 +12,22 @@ from tests.engine.remembering import remembering
 from tests.models_zoo import save_tiny
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
     return save_tiny("llama", tmp_path_factory.mktemp("engine") / "llama")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def llama(llama_folder):
     return load(llama_folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def packed(llama_folder):
+    return load(llama_folder, weights="int8")
+
+
+@pytest.fixture(scope="session")
 def own(llama_folder):
     """The same by transformers itself."""
     return transformers.AutoModelForCausalLM.from_pretrained(
@@ -43,7 +48,7 @@ def pulse(memory):
     return Pulse(memory)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def simple():
     """A model whose next token depends on every token in its pages."""
     return remembering()

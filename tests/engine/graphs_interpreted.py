@@ -1,6 +1,7 @@
 """Captured decode steps by a graph that stands for CUDA's, with Triton's interpreter for attention.
 
-Whether it interprets is settled when Triton is imported, so ``test_graphs`` runs this in its own process.
+Whether it interprets is settled when Triton is imported, so ``tests/attention/test_triton.py`` runs this in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from server.models.executors.base import StepInput
 from server.models.executors.captured import CapturedExecutor, CaptureError
 from server.models.executors.eager import EagerExecutor
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
+from tests.interpreter import replace_language_once
 from tests.models_zoo import save_tiny
 from tests.stand_in_graph import StandInGraph
 
 torch.set_num_threads(1)
+replace_language_once()
 PAGE_SIZE = 4
 PAGES = 60
 

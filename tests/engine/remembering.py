@@ -5,6 +5,7 @@ A key in a wrong page, or one that is missing, changes the next token.
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,15 +57,19 @@ class _Remembering(nn.Module):
         keys = longspan.cache.layers[0].keys.view(-1)
         assert ((input_ids >= 0) & (input_ids < VOCABULARY)).all()
         keys[batch.slots] = input_ids[0].float()
-        rows = []
-        for row, position in enumerate(position_ids[0].tolist()):
-            at = torch.arange(position + 1)
-            at = at[pattern.visible(torch.tensor(position), at)]
-            pages = batch.page_table[batch.owners[row], at // size]
-            assert (pages > 0).all(), "an evicted page is still visible"
-            found = keys[pages * size + at % size]
-            assert not found.isnan().any(), "unwritten memory is read"
-            rows.append(hash((position, *found.int().tolist())) % _ROWS)
+        positions = position_ids[0]
+        at = torch.arange(int(positions.max()) + 1)
+        visible = (at <= positions[:, None]) & pattern.visible(positions[:, None], at)
+        pages = batch.page_table[batch.owners[:, None], at // size]
+        assert (pages[visible] > 0).all(), "an evicted page is still visible"
+        found = keys[pages * size + at % size]
+        assert not found[visible].isnan().any(), "unwritten memory is read"
+        rows = [
+            hash((position, *itertools.compress(tokens, seen))) % _ROWS
+            for position, tokens, seen in zip(
+                positions.tolist(), found.nan_to_num().int().tolist(), visible.tolist(), strict=True
+            )
+        ]
         if logits_to_keep is not None:
             rows = [rows[row] for row in logits_to_keep.tolist()]
         return SimpleNamespace(logits=self.table[torch.tensor(rows)][None])

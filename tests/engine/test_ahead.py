@@ -151,7 +151,7 @@ def test_the_same_pages_are_published_and_evicted(simple):
         assert held[0] <= held[1] <= held[0] + len(requests)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     **SMALL,
     window=st.booleans(),

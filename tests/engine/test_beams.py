@@ -138,14 +138,20 @@ def test_stop_strings_end_beams_as_in_transformers(llama, own, llama_folder, sto
     assert len(ended) > 4
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-@pytest.mark.parametrize("pages", [None, 24])
-def test_a_search_that_raises_ends_alone(llama, asked, expected, ahead, pages):
-    """A step that raises is computed in parts, which never part the beams of a search."""
+@pytest.fixture(scope="module")
+def poison(llama, asked):
+    """A token that no search computes."""
     seen: set[int] = set()
     searches = [submit(i, prompt, MOST, **options) for i, (prompt, options) in enumerate(asked)]
     run(break_on(make_core(llama, page_size=PAGE), lambda token: seen.add(token) is not None), searches)
-    poison = min(set(range(llama.vocabulary_size)) - seen)
+    return min(set(range(llama.vocabulary_size)) - seen)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("pages", [None, 24])
+def test_a_search_that_raises_ends_alone(llama, asked, expected, poison, ahead, pages):
+    """A step that raises is computed in parts, which never part the beams of a search."""
+    searches = [submit(i, prompt, MOST, **options) for i, (prompt, options) in enumerate(asked)]
     limits = {} if pages is None else {"pages": pages}
     core = break_on(make_core(llama, page_size=PAGE, ahead=ahead, **limits), lambda token: token == poison)
     wrong = [

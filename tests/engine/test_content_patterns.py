@@ -18,7 +18,7 @@ from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load
 from tests.models_zoo import save_tiny
 
 PAGE_SIZE = 4
-MAX_TOKENS = 10
+MAX_TOKENS = 8
 
 TOPK = {"pattern": "topk", "budget": "16", "recent_pages": "1", "dense_layers": ""}
 SPARSE = {**TOPK, "prefill": "sparse"}
@@ -140,11 +140,10 @@ def test_tokens_follow_the_definition_at_once_and_in_chunks(loaded, prompts, exp
     except UnsupportedError as error:
         pytest.skip(str(error))
     tokens = expected(options)
-    for budget in (512, 7) if kernel == "reference" else (7,):
-        core = core_for(loaded, options, kernel=kernel, max_batch_tokens=budget)
-        assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == tokens
-        if kernel == "reference":
-            assert core.runner.attention.kernel.checks > 100
+    core = core_for(loaded, options, kernel=kernel, max_batch_tokens=512 if kernel == "sdpa" else 7)
+    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == tokens
+    if kernel == "reference":
+        assert core.runner.attention.kernel.checks > 80
     again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
     assert tokens_of(again) == tokens
     assert again[103].cached_tokens >= 64
@@ -172,20 +171,6 @@ def test_dense_layers(loaded, prompts, expected):
     )
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"pattern": "topk", "budget": "83"},
-        {"pattern": "topk", "budget": "83", "prefill": "sparse", "dense_layers": ""},
-        {"pattern": "lsh", "window": "83"},
-        {"pattern": "oracle", "budget": "83", "prefill": "sparse", "dense_layers": ""},
-    ],
-)
-def test_a_selection_that_covers_the_context_is_full_attention(loaded, prompts, options):
-    covered = run(core_for(loaded, options), greedy_requests(prompts, MAX_TOKENS))
-    assert tokens_of(covered) == tokens_of(run(make_core(loaded), greedy_requests(prompts, MAX_TOKENS)))
-
-
 @every_selection
 def test_a_prompt_made_of_an_earlier_answer(loaded, prompts, expected, options):
     """Under dense prefill its keys are others than the answer's own; else the answer's pages are found."""
@@ -207,7 +192,7 @@ def test_an_answer_that_was_a_prompt_before(loaded, prompts, expected, options):
     run(core, greedy_requests([prompt + answer], 1))
     outcomes = {2: Outcome(), 3: Outcome()}
     core.submit(greedy_requests([prompt], MAX_TOKENS, first_id=2)[0])
-    while len(outcomes[2].tokens) < 9:
+    while len(outcomes[2].tokens) < MAX_TOKENS - 1:
         collect(core, outcomes)
     core.submit(Submit(id=3, prompt=prompts[1], sampling=GREEDY, max_tokens=2, priority=1))
     hits = core.kv.prefix_hits
@@ -215,14 +200,18 @@ def test_an_answer_that_was_a_prompt_before(loaded, prompts, expected, options):
         collect(core, outcomes)
     assert outcomes[2].preemptions == 1
     assert outcomes[2].tokens == answer
-    known = len(prompt) if options in DENSE_PREFILL else len(prompt) + 8
+    known = len(prompt) if options in DENSE_PREFILL else len(prompt) + MAX_TOKENS - 2
     assert core.kv.prefix_hits - hits == known // PAGE_SIZE * PAGE_SIZE
 
 
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    return load(save_tiny("mistral", tmp_path_factory.mktemp("windowed"), sliding_window=24))
+
+
 @every_selection
-def test_a_model_with_a_window_of_its_own(tmp_path, options):
+def test_a_model_with_a_window_of_its_own(windowed, options):
     """Its pages expire, and those behind the window are not selected."""
-    windowed = load(save_tiny("mistral", tmp_path / "mistral", sliding_window=24))
     rng = random.Random(2)
     prompts = [[rng.randrange(4, windowed.vocabulary_size) for _ in range(n)] for n in (9, 60)]
     core = core_for(windowed, options, max_batch_tokens=16)

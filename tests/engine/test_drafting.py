@@ -19,14 +19,8 @@ from server.models.executors.choose import choose_executor
 from server.settings import Settings
 from tests.engine.drafting import Paying
 from tests.engine.harness import greedy_requests, make_core, run
-from tests.engine.harness import load as loaded_from
 from tests.engine.journal import DRAWN, PENALIZED, prompts_of
 from tests.models_zoo import save_tiny
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    return loaded_from(save_tiny("llama", tmp_path_factory.mktemp("packed")), weights="int8")
 
 
 def guessed(tokens, most, lookup=None):

@@ -60,7 +60,7 @@ def answers(folder, seeds, backend, options, kernel, weights):
     "case",
     [
         ("full", {}, "auto", "auto"),
-        ("sparse", {"pattern": "topk"}, "auto", "auto"),
+        pytest.param(("sparse", {"pattern": "topk"}, "auto", "auto"), marks=pytest.mark.stress),
         pytest.param(("full", {}, "auto", "int8"), marks=pytest.mark.stress),
         *(pytest.param(case, marks=pytest.mark.stress) for case in CASES),
     ],

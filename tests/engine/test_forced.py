@@ -1,13 +1,10 @@
-"""Output tokens that a request forces: the sampler, the engine, and the real default model."""
+"""Output tokens that a request forces: the sampler and the engine."""
 
 from __future__ import annotations
-
-import pydoc_data.topics
 
 import msgspec
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from server.engine import sampler
 from server.engine.row import Row
@@ -96,17 +93,29 @@ def test_without_a_forced_token_the_tensors_are_untouched():
 # The engine.
 
 
-@pytest.mark.parametrize("kind", [*DRAWN, PENALIZED, WIDE])
-@pytest.mark.parametrize("engine", ENGINES)
-def test_forcing_the_tokens_that_it_would_sample_changes_nothing(llama, engine, kind):
-    prompts = prompts_of(30, 5, 18)
-    free = [
-        Submit(id=i, prompt=prompt, sampling=msgspec.structs.replace(kind, seed=i), max_tokens=12, logprobs=2)
-        for i, prompt in enumerate(prompts)
+@pytest.fixture(scope="module")
+def free(llama):
+    """Requests with sampling of every kind, three of each, and what they output."""
+    requests = [
+        Submit(
+            id=3 * n + i,
+            prompt=prompt,
+            sampling=msgspec.structs.replace(kind, seed=i),
+            max_tokens=12,
+            logprobs=2,
+        )
+        for n, kind in enumerate([*DRAWN, PENALIZED, WIDE])
+        for i, prompt in enumerate(prompts_of(30, 5, 18))
     ]
-    expected = run(make_core(llama), free)
-    assert len({tuple(outcome.tokens) for outcome in expected.values()}) == 3
-    forced = [force(request, expected[request.id].tokens[: 12 - 5 * request.id]) for request in free]
+    return requests, run(make_core(llama), requests)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_forcing_the_tokens_that_it_would_sample_changes_nothing(llama, free, engine):
+    requests, expected = free
+    for kind in range(0, len(requests), 3):
+        assert len({tuple(expected[kind + i].tokens) for i in range(3)}) == 3
+    forced = [force(one, expected[one.id].tokens[: 12 - 5 * (one.id % 3)]) for one in requests]
     core = make_core(llama, **ENGINES[engine])
     found = run(core, forced)
     assert all(close(found[i], expected[i]) for i in expected)
@@ -227,31 +236,18 @@ def test_every_step_ahead_tells_the_same(llama):
     assert told(make_core(llama, **core, ahead=True), requests) == told(make_core(llama, **core), requests)
 
 
-# The real default model.
-
-
-@pytest.fixture(scope="module")
-def loaded(default_model):
-    return load(default_model)
-
-
-@pytest.fixture(scope="module")
-def text(default_model):
-    words = pydoc_data.topics.topics["types"].split()
-    return AutoTokenizer.from_pretrained(default_model)(" ".join(words[:320]))["input_ids"]
-
-
 @pytest.mark.parametrize("ahead", [False, True])
-def test_log_probabilities_are_those_of_the_same_text_as_a_prompt(loaded, text, ahead):
-    prompt, forced = text[:100], [*text[100:112], 2, *text[112:124]]  # with an end of sequence in between
-    engine = make_core(loaded, ahead=ahead, max_batch_tokens=64)
+def test_log_probabilities_are_those_of_the_same_text_as_a_prompt(llama, ahead):
+    (text,) = prompts_of(64)
+    prompt, forced = text[:40], [*text[40:52], 2, *text[52:]]  # with an end of sequence in between
+    engine = make_core(llama, ahead=ahead, max_batch_tokens=24, max_running=8)
     request = Submit(
         id=1, prompt=prompt, sampling=GREEDY, max_tokens=25, stop_token_ids=[2], logprobs=3, forced=forced
     )
-    beside = Submit(id=2, prompt=text[40:90], sampling=Sampling(seed=1, top_p=0.9), max_tokens=30)
+    beside = Submit(id=2, prompt=text[20:50], sampling=Sampling(seed=1, top_p=0.9), max_tokens=30)
     found = run(engine, [beside, request])[1]
     echo = run(
-        make_core(loaded),
+        make_core(llama),
         [Submit(id=3, prompt=prompt + forced, sampling=GREEDY, max_tokens=1, prompt_logprobs=3)],
     )[3]
     assert (found.tokens, found.finish) == (forced, FinishReason.LENGTH)
@@ -259,14 +255,16 @@ def test_log_probabilities_are_those_of_the_same_text_as_a_prompt(loaded, text, 
     assert sum(entry.chosen.rank > 1 for entry in found.logprobs) > 5
 
 
-def test_forced_decode_is_decode_under_topk(loaded, text):
+def test_forced_decode_is_decode_under_topk(llama):
     """It has the log probabilities of free decode, which are not those of the same tokens in a prompt."""
-    topk = {"backend": "sparse", "options": {"pattern": "topk", "budget": "64", "recent_pages": "1"}}
-    free = Submit(id=1, prompt=text[:300], sampling=GREEDY, max_tokens=16, logprobs=3)
-    expected = run(make_core(loaded, **topk), [free])[1]
-    forced = run(make_core(loaded, **topk), [force(free, expected.tokens)])[1]
+    (prompt,) = prompts_of(100)
+    options = {"pattern": "topk", "budget": "48", "recent_pages": "1", "dense_layers": ""}
+    topk = {"backend": "sparse", "options": options}
+    free = Submit(id=1, prompt=prompt, sampling=GREEDY, max_tokens=8, logprobs=3)
+    expected = run(make_core(llama, **topk), [free])[1]
+    forced = run(make_core(llama, **topk), [force(free, expected.tokens)])[1]
     assert close(forced, expected)
-    echo = Submit(id=2, prompt=text[:300] + expected.tokens, sampling=GREEDY, max_tokens=1, prompt_logprobs=0)
-    prefill = run(make_core(loaded, **topk), [echo])[2].prompt_logprobs[-16:]
+    echo = Submit(id=2, prompt=prompt + expected.tokens, sampling=GREEDY, max_tokens=1, prompt_logprobs=0)
+    prefill = run(make_core(llama, **topk), [echo])[2].prompt_logprobs[-8:]
     apart = [a.chosen.logprob - b.chosen.logprob for a, b in zip(forced.logprobs, prefill, strict=True)]
     assert max(map(abs, apart)) > 0.05

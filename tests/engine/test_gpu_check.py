@@ -1,6 +1,18 @@
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from tests.engine import gpu_check
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Fewer tokens than on a GPU: it is the check that is tried here."""
+    given = gpu_check.requests()
+    monkeypatch.setattr(
+        gpu_check, "requests", lambda: [msgspec.structs.replace(one, max_tokens=6) for one in given]
+    )
 
 
 def test_the_check_for_gpus_passes_on_the_cpu(capsys):

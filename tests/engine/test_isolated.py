@@ -12,17 +12,10 @@ from hypothesis import strategies as st
 from server.messages import FinishReason, Submit
 from tests.engine.drafting import KnowingDrafter
 from tests.engine.harness import GREEDY, make_core, run
-from tests.engine.harness import load as loaded_from
 from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
 from tests.engine.remembering import CONTEXT, SMALL, VOCABULARY, remembering
-from tests.models_zoo import save_tiny
 
 POISON = 7
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    return loaded_from(save_tiny("llama", tmp_path_factory.mktemp("packed")), weights="int8")
 
 
 def break_on(core, bad, error=RuntimeError("a kernel refuses"), late=False):
@@ -41,7 +34,7 @@ def break_on(core, bad, error=RuntimeError("a kernel refuses"), late=False):
     return core
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     **SMALL,
     ahead=st.booleans(),

@@ -19,7 +19,6 @@ from server.messages import FinishReason
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.instructions import at, multiplies_bfloat16
-from tests.models_zoo import save_tiny
 
 SHORT = [torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 # A token whose keys are beyond float16.
@@ -30,11 +29,6 @@ def prompts_of(lengths, vocabulary):
     rng = random.Random(0)
     tokens = [token for token in range(4, vocabulary) if token != LOUD]
     return [[rng.choice(tokens) for _ in range(length)] for length in lengths]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return save_tiny("llama", tmp_path_factory.mktemp("models") / "llama")
 
 
 class Oracle:
@@ -50,6 +44,7 @@ class Oracle:
     def __init__(self, loaded, kv_dtype, rounds, monkeypatch):
         self.core = make_core(loaded, kernel="reference", page_size=4, kv_dtype=kv_dtype, prefix_cache=False)
         self.written_from = 0
+        self.known = {}
         forward = Reference.forward
 
         def rounding(kernel, layer, query, cache, plan, *rest):
@@ -66,8 +61,10 @@ class Oracle:
         for prompt, outcome in zip(prompts, outcomes, strict=True):
             self.written_from = len(prompt)
             tokens = prompt + outcome.tokens
-            (known,) = run(self.core, greedy_requests([tokens], 1, prompt_logprobs=1)).values()
-            own = known.prompt_logprobs[len(prompt) - 1 :]
+            if tuple(tokens) not in self.known:  # as of the same prompt under another schedule
+                (known,) = run(self.core, greedy_requests([tokens], 1, prompt_logprobs=1)).values()
+                self.known[tuple(tokens)] = known.prompt_logprobs[len(prompt) - 1 :]
+            own = self.known[tuple(tokens)]
             for oracles, kernels in zip(own, outcome.logprobs, strict=True):
                 assert oracles.chosen.logprob >= oracles.top[0].logprob - 0.002
                 errors.append(abs(oracles.chosen.logprob - kernels.chosen.logprob))
@@ -88,17 +85,16 @@ class Oracle:
 def test_kernels_and_schedules_write_the_same(llama, kernel, kv_dtype, level, monkeypatch):
     if level and not multiplies_bfloat16():
         pytest.skip("this processor does not multiply bfloat16 at any level")
-    loaded = load(llama)
-    prompts = prompts_of((1, 4, 30, 71), loaded.vocabulary_size)
+    prompts = prompts_of((1, 30, 71), llama.vocabulary_size)
     with at(level) if level else contextlib.nullcontext():
         rounds = kernel == "cpu_paged" and kv_dtype == torch.bfloat16 and multiplies_bfloat16()
         assert not (level and rounds)
         found = []
         for schedule in ({}, {"max_batch_tokens": 9, "max_running": 3, "pages": 40}):
-            core = make_core(loaded, kernel=kernel, page_size=4, kv_dtype=kv_dtype, **schedule)
+            core = make_core(llama, kernel=kernel, page_size=4, kv_dtype=kv_dtype, **schedule)
             assert core.runner.cache.dtype == kv_dtype
-            found.append(list(run(core, greedy_requests(prompts, 12, logprobs=0)).values()))
-    oracle = Oracle(loaded, kv_dtype, rounds, monkeypatch)
+            found.append(list(run(core, greedy_requests(prompts, 9, logprobs=0)).values()))
+    oracle = Oracle(llama, kv_dtype, rounds, monkeypatch)
     for outcomes in found:
         oracle.check(prompts, outcomes)
 
@@ -112,9 +108,9 @@ def test_kernels_and_schedules_write_the_same(llama, kernel, kv_dtype, level, mo
     ids=["float16", "float8"],
 )
 def test_a_key_beyond_the_dtype_fails_only_its_request_and_the_log_says_why(
-    llama, tmp_path, caplog, key, narrow, most
+    llama_folder, tmp_path, caplog, key, narrow, most
 ):
-    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama_folder)
     embedding, first = model.get_input_embeddings().weight.data, model.model.layers[0]
     # Only this token's input of the first layer has the number that the key projection enlarges.
     embedding[:, 0] = 0
@@ -160,8 +156,8 @@ def build(folder, cache_dir, **settings):
         ({"weights": "int4", "kv_dtype": "float8_e4m3"}, "float8_e4m3"),
     ],
 )
-def test_the_cache_that_is_asked_for_serves(llama, tmp_path, settings, kv_dtype):
-    core, ready = build(llama, tmp_path, **settings)
+def test_the_cache_that_is_asked_for_serves(llama_folder, tmp_path, settings, kv_dtype):
+    core, ready = build(llama_folder, tmp_path, **settings)
     assert ready.kv_dtype == kv_dtype
     assert ready.dtype == settings.get("dtype", "float32")
     cache = core.runner.cache
@@ -175,11 +171,11 @@ def test_the_cache_that_is_asked_for_serves(llama, tmp_path, settings, kv_dtype)
     assert len(outcome.tokens) == 4
 
 
-def test_twice_the_sequences_of_float16_run_at_once(llama, tmp_path):
+def test_twice_the_sequences_of_float16_run_at_once(llama_folder, tmp_path):
     """In the same memory, until the last page is taken."""
 
     def most_running(kv_dtype):
-        core, ready = build(llama, tmp_path, kv_dtype=kv_dtype, kv_memory="160KiB", prefix_cache=False)
+        core, ready = build(llama_folder, tmp_path, kv_dtype=kv_dtype, kv_memory="96KiB", prefix_cache=False)
         pages, most = ready.pages_total, 0
         prompts = prompts_of((20,) * (2 * pages), ready.vocabulary_size)  # 2 pages each, with what they write
         for request in greedy_requests(prompts, 12):
@@ -193,12 +189,12 @@ def test_twice_the_sequences_of_float16_run_at_once(llama, tmp_path):
     assert narrow >= 2 * wide > 2
 
 
-def test_a_kernel_that_cannot_read_the_format_is_refused(llama, tmp_path, monkeypatch):
+def test_a_kernel_that_cannot_read_the_format_is_refused(llama_folder, tmp_path, monkeypatch):
     def picky(self, layers, device, dtype, page_size, pattern):
         return ["reference reads float32 only"] if dtype != torch.float32 else []
 
     monkeypatch.setattr(Reference, "unsupported", picky)
-    assert build(llama, tmp_path, kernel="reference")[1].kv_dtype == "float32"
+    assert build(llama_folder, tmp_path, kernel="reference")[1].kv_dtype == "float32"
     for settings in ({"kv_dtype": "float16"}, {"weights": "int8"}):
         with pytest.raises(RefusedError, match="or kv dtype float32 for kernel reference"):
-            build(llama, tmp_path, kernel="reference", **settings)
+            build(llama_folder, tmp_path, kernel="reference", **settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 import pytest
 import torch
@@ -12,9 +14,8 @@ from server.engine.kv_manager import KVManager
 from server.engine.scheduler import Scheduler
 from server.messages import Sampling, Submit
 from tests.engine import pretended
-from tests.engine.harness import load, make_core, run
+from tests.engine.harness import make_core, run
 from tests.engine.journal import prompts_of
-from tests.models_zoo import save_tiny
 
 PAGE, SAMPLES, MOST = 8, 4, 10
 (PROMPT,) = prompts_of(45)
@@ -23,8 +24,16 @@ TOPK = {"backend": "sparse", "options": {"pattern": "topk", "budget": "16", "rec
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return load(save_tiny("llama", tmp_path_factory.mktemp("llama")))
+def alone(llama):
+    """What each sample outputs without the others, by a backend and its options."""
+
+    @functools.cache
+    def of(backend, options):
+        core = make_core(llama, page_size=PAGE, prefix_cache=False, backend=backend, options=dict(options))
+        requests = [msgspec.structs.replace(one, leader=None) for one in samples()]
+        return [run(core, [request])[request.id].tokens for request in requests]
+
+    return lambda backend="full", options=(), **_: of(backend, tuple(dict(options).items()))
 
 
 def samples(first_id=1, **more):
@@ -47,8 +56,8 @@ def samples(first_id=1, **more):
     ids=["together", "launched ahead", "in chunks", "not all at once", "a window", "top-k"],
 )
 @pytest.mark.parametrize("prefix_cache", [True, False])
-def test_a_prompt_is_computed_once_for_all_samples(loaded, settings, prefix_cache):
-    core = make_core(loaded, page_size=PAGE, prefix_cache=prefix_cache, **settings)
+def test_a_prompt_is_computed_once_for_all_samples(llama, alone, settings, prefix_cache):
+    core = make_core(llama, page_size=PAGE, prefix_cache=prefix_cache, **settings)
     computed = []
     launch = core.runner.launch
 
@@ -62,24 +71,17 @@ def test_a_prompt_is_computed_once_for_all_samples(loaded, settings, prefix_cach
     outcomes = run(core, samples())
     # The last one again for each of the others.
     assert sum(computed) == len(PROMPT) + SAMPLES - 1
-    alone = {key: value for key, value in settings.items() if key in ("backend", "options")}
-    for one in samples():
-        core = make_core(loaded, page_size=PAGE, prefix_cache=False, **alone)
-        (expected,) = run(core, [msgspec.structs.replace(one, leader=None)]).values()
-        assert outcomes[one.id].tokens == expected.tokens
+    assert [outcomes[one.id].tokens for one in samples()] == alone(**settings)
     assert len({tuple(outcome.tokens) for outcome in outcomes.values()}) == SAMPLES
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
-def test_samples_that_give_way_begin_again(loaded, prefix_cache):
-    core = make_core(loaded, page_size=PAGE, pages=18, prefix_cache=prefix_cache)
+def test_samples_that_give_way_begin_again(llama, alone, prefix_cache):
+    core = make_core(llama, page_size=PAGE, pages=18, prefix_cache=prefix_cache)
     outcomes = run(core, [*samples(), *samples(11, salt=b"other")])
     assert any(outcome.preemptions for outcome in outcomes.values())
-    for one in samples():
-        assert outcomes[one.id].tokens == outcomes[one.id + 10].tokens
-        core = make_core(loaded, page_size=PAGE)
-        (expected,) = run(core, [msgspec.structs.replace(one, leader=None)]).values()
-        assert outcomes[one.id].tokens == expected.tokens
+    for first_id in (1, 11):
+        assert [outcomes[one.id].tokens for one in samples(first_id)] == alone()
 
 
 @pytest.mark.parametrize("on_host", [True, False])

@@ -18,21 +18,21 @@ from server.engine.sequence import Sequence
 from tests.engine.simulation.simulate import Result, simulate
 from tests.engine.simulation.world import DRAIN
 
-TICKS = 1500
+TICKS = 700
 
 
 def test_faults_come_and_go():
     results = [simulate(seed, TICKS) for seed in range(6)]
     # Each kind of trouble has really been there.
-    assert sum(result.ended for result in results) > 1000
-    assert sum(result.deaths for result in results) > 5
+    assert sum(result.ended for result in results) > 400
+    assert sum(result.deaths for result in results) > 2
     assert sum(result.preemptions for result in results) > 100
     assert sum(result.given_up for result in results) > 10
-    assert sum(result.raised for result in results) > 50
+    assert sum(result.raised for result in results) > 40
 
 
 def test_a_seed_gives_the_same_world():
-    assert simulate(5, 800) == simulate(5, 800) != simulate(6, 800)
+    assert simulate(5, 300) == simulate(5, 300) != simulate(6, 300)
 
 
 @pytest.mark.stress
@@ -165,6 +165,16 @@ def does_not_notice_lost_messages(patch):
     patch.setattr(Frames, "feed", trusting)
 
 
+# Worlds that show a mistake which the first ones do not. All are tried, should these change.
+SHOWN_BY = {
+    takes_nothing_back: 5,
+    keeps_what_was_given_up: 4,
+    tells_nothing_of_what_begins_again: 4,
+    serves_the_latest_first: 8,
+    does_not_notice_lost_messages: 7,
+}
+
+
 @pytest.mark.parametrize(
     ("mistake", "complaint"),
     [
@@ -189,7 +199,7 @@ def does_not_notice_lost_messages(patch):
 )
 def test_a_mistake_is_found(monkeypatch, mistake, complaint):
     def worlds():
-        for seed in range(30):
+        for seed in (SHOWN_BY.get(mistake, 0), *range(30)):
             # More than a request may take, so that one that starves is found.
             simulate(seed, 3 * DRAIN if mistake is serves_the_latest_first else 500)
 

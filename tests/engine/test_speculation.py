@@ -36,7 +36,7 @@ def outputs_of(outcomes):
     return {i: outcome.tokens for i, outcome in outcomes.items()}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     **SMALL,
     window=st.booleans(),
@@ -65,11 +65,6 @@ def test_random_requests_and_aborts(
         **rule,
     )
     load.serve(core, expected)
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    return loaded_from(save_tiny("llama", tmp_path_factory.mktemp("packed")), weights="int8")
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.7])

@@ -132,7 +132,7 @@ class Restless(Team):
 def test_the_number_of_threads_changes_no_step(default_model: Path, threads: int) -> None:
     settings = Settings(threads=3, kv_memory="64MiB", prefix_cache=False)
     core, _ = build_engine(settings, default_model, lambda stage, fraction: None)
-    requests = greedy_requests([list(range(100, 100 + n)) for n in (5, 40, 300)], 24, logprobs=2)
+    requests = greedy_requests([list(range(100, 100 + n)) for n in (5, 40, 150)], 8, logprobs=2)
     core.team = None
     expected = run(core, requests)
     core.team = Restless(3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import msgspec
 import pytest
 import torch
@@ -13,9 +16,14 @@ from tests.engine.rope.texts import FACTORS, MAX_TOKENS, OWN, prompts_of, tokens
 from tests.models_zoo import VOCABULARY
 
 
+@functools.cache
+def loaded_by_transformers(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
 def generated(folder, prompt, max_tokens=MAX_TOKENS, use_cache=True, num_beams=1):
     """The tokens of transformers with a fresh model: earlier texts leave traces in its rotary modules."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    model = copy.deepcopy(loaded_by_transformers(folder))
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = model.generate(
@@ -32,7 +40,7 @@ def generated(folder, prompt, max_tokens=MAX_TOKENS, use_cache=True, num_beams=1
     return output[0, len(prompt) :].tolist()
 
 
-LENGTHS = (5, 33, OWN - 1, OWN, OWN + 1, 70, 101)
+LENGTHS = (5, 33, OWN - 1, OWN, OWN + 1, 70)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +54,9 @@ def one_by_one(folders):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-@pytest.mark.parametrize(("budget", "page_size"), [(512, 4), (7, 16), (9, 1)])
+@pytest.mark.parametrize(
+    ("budget", "page_size"), [(512, 4), (7, 16), pytest.param(9, 1, marks=pytest.mark.stress)]
+)
 def test_each_sequence_has_the_frequencies_of_its_own_length(models, one_by_one, kind, budget, page_size):
     prompts, expected = one_by_one
     core = make_core(models[kind], page_size=page_size, max_batch_tokens=budget, max_running=7, pages=900)
@@ -71,7 +81,7 @@ def test_preemption_changes_no_token(models, one_by_one, kind):
         core.submit(request)
     while not all(len(found[i].tokens) > 6 for i in (1, 5)):
         collect(core, found)
-    for i in (6, 4, 3, 2, 0):
+    for i in (4, 3, 2, 0):
         core.submit(msgspec.structs.replace(requests[i], priority=1))
     while core.has_work:
         collect(core, found)

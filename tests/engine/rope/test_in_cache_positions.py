@@ -55,9 +55,10 @@ def streaming(folder, prompt, window, sinks, max_tokens=MAX_TOKENS):
 
 @pytest.fixture(scope="module")
 def streamed(folders):
-    prompts = prompts_of(1, 9, 30, 95)
+    prompts = prompts_of(1, 9, 60)
     return prompts, {
-        kind: [streaming(folders[kind], prompt, 17, 3) for prompt in prompts] for kind in folders
+        kind: [streaming(folders[kind], prompt, 17, 3) for prompt in prompts[0 if kind == "default" else 1 :]]
+        for kind in folders
     }
 
 
@@ -82,14 +83,14 @@ def test_in_cache_positions_are_streaming_llms(models, streamed, kernel):
         assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected["default"]
         again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
         assert tokens_of(again) == expected["default"]
-        assert again[103].cached_tokens > 0
+        assert again[102].cached_tokens > 0
 
 
 @pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope"])
 def test_in_cache_positions_keep_a_stretched_models_short_frequencies(models, streamed, kind):
     prompts, expected = streamed
     core = make_core(models[kind], page_size=4, context_length=200, kernel="reference", **IN_CACHE)
-    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected[kind]
+    assert tokens_of(run(core, greedy_requests(prompts[1:], MAX_TOKENS))) == expected[kind]
 
 
 @pytest.mark.parametrize("kind", ["stablelm", "nemotron"])

@@ -51,8 +51,9 @@ def following(search: BeamSearch, request: Submit) -> Found | None:
     if _fails(request, position):
         return None
     stops = request.stop_token_ids
+    before = [hash((request.sampling.seed, *beam.tokens)) for beam in search.running]
     found = [
-        Continuation(i, token, beam.score - 0.01 * (hash((request.sampling.seed, *beam.tokens, token)) % 997))
+        Continuation(i, token, beam.score - 0.01 * (hash((before[i], token)) % 997))
         for i, beam in enumerate(search.running)
         for token in range(VOCABULARY)
         if token not in stops or position >= request.min_tokens

@@ -1,4 +1,7 @@
-"""Prints what the engine tells of compiling while Triton compiles a kernel for a GPU that is not there."""
+"""What the engine tells while Triton compiles a kernel for a GPU that is not there.
+
+``tests/attention/test_triton.py`` runs this file in a process of its own.
+"""
 
 from types import SimpleNamespace
 
@@ -25,10 +28,11 @@ def stand_in() -> SimpleNamespace:
     )
 
 
-if __name__ == "__main__":
+def test_real_compilations_are_told_of_and_kept_kernels_are_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     driver.set_active(stand_in())
     told = []
     tell_of_compiling(told.append)
-    for size in (16, 16, 32):
+    for size, expected in ((16, [True, False]), (16, [True, False]), (32, [True, False, True, False])):
         kernel.warmup(torch.float32, size=size, grid=(1,))
-        print(told)
+        assert told == expected
