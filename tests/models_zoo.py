@@ -12,6 +12,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.made_once import made_once
+
 VOCABULARY = 320
 SPECIAL = ("<|text|>", "<|start|>", "<|end|>")
 CONTEXT = 512
@@ -131,6 +133,7 @@ _TEMPLATE = (
 )
 
 
+@made_once
 def save_tiny(kind: str, folder: Path, **config: Any) -> Path:
     """Writes a model of 2 to 6 layers whose weights are random, and large enough that its words vary.
 
