@@ -115,7 +115,7 @@ def try_mutations(good, tmp_path, name, seeds):
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_mutated_files_are_served_or_refused(name, good, tmp_path):
-    try_mutations(good, tmp_path, name, range(60))
+    try_mutations(good, tmp_path, name, range(30))
 
 
 @pytest.mark.stress
