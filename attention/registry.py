@@ -8,6 +8,9 @@ name is used.
 from __future__ import annotations
 
 import difflib
+import functools
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -54,7 +57,7 @@ class Registry:
         self._kind = kind
         self._own = own
         self._foreign: dict[str, list[EntryPoint]] = {}
-        for point in entry_points(group=f"longspan.{kind}s"):
+        for point in _entry_points(f"longspan.{kind}s"):
             self._foreign.setdefault(point.name, []).append(point)
 
     @property
@@ -119,6 +122,23 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 def described(error: Exception) -> str:
     """An unexpected error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+def _entry_points(group: str) -> tuple[EntryPoint, ...]:
+    """Those of installed packages, read again only where a folder of modules has changed: it takes 10 ms."""
+    return _read(group, tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(group: str, folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _distribution(point: EntryPoint) -> str:

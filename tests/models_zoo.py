@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
-import hashlib
 import inspect
 import pydoc
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tests.made_once import made_once
 
 VOCABULARY = 320
 SPECIAL = ("<|text|>", "<|start|>", "<|end|>")
@@ -135,10 +133,7 @@ _TEMPLATE = (
 )
 
 
-_MADE = Path(tempfile.mkdtemp())
-atexit.register(shutil.rmtree, _MADE, ignore_errors=True)
-
-
+@made_once
 def save_tiny(kind: str, folder: Path, **config: Any) -> Path:
     """Writes a model of 2 to 6 layers whose weights are random, and large enough that its words vary.
 
@@ -152,15 +147,6 @@ def save_tiny(kind: str, folder: Path, **config: Any) -> Path:
     Returns:
         ``folder``, with a byte-level tokenizer and a chat template in it.
     """
-    # Many tests want the same few; to copy files takes a fiftieth of the time.
-    made = _MADE / hashlib.sha256(repr((kind, sorted(config.items()))).encode()).hexdigest()
-    if not made.exists():
-        _save(kind, made, config)
-    shutil.copytree(made, folder, copy_function=shutil.copy, dirs_exist_ok=True)
-    return folder
-
-
-def _save(kind: str, folder: Path, config: dict[str, Any]) -> None:
     model_type, values = _KINDS[kind]
     values = {**values, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, **config}
     torch_state = torch.get_rng_state()
@@ -191,6 +177,7 @@ def _save(kind: str, folder: Path, config: dict[str, Any]) -> None:
     )
     tokenizer.chat_template = _TEMPLATE
     tokenizer.save_pretrained(folder)
+    return folder
 
 
 @functools.cache

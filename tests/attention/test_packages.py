@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attention import LayerSpec, UnsupportedError, resolve
+from attention.names import registries
 from attention.survey import survey
 from tests.packages import install
 
@@ -56,6 +57,14 @@ def acme(tmp_path, monkeypatch):
     yield make
     for module in ("acme", "other_acme"):
         sys.modules.pop(module, None)
+
+
+def test_one_that_is_installed_meanwhile_is_found(acme):
+    """Though a process reads what is installed only once."""
+    acme({"early": "acme:BACKEND"})
+    assert "early" in registries()[0].names
+    acme({"late": "other_acme:BACKEND"}, name="other_acme")
+    assert {"early", "late"} <= set(registries()[0].names)
 
 
 def refusal(backend, kernel="auto", **place):

@@ -33,7 +33,7 @@ def folder():
 
 @pytest.fixture(scope="module")
 def client(folder):
-    with serving(model="annalog", threads=1) as server, server.client() as client:
+    with serving(model="annalog", threads=1, kv_memory="16MiB") as server, server.client() as client:
         yield client
 
 

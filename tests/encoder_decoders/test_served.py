@@ -1,4 +1,4 @@
-"""An encoder-decoder served by the real server, against transformers' ``generate``."""
+"""An encoder-decoder served, against transformers' ``generate``."""
 
 import json
 
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from longspan import InvalidRequestError, PreconditionError
 from longspan.v1 import inference_pb2
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.encoder_decoders.harness import generated, own_model
 from tests.encoder_decoders.zoo import CONTEXT, ENGLISH, FRENCH, GERMAN, save_encoder_decoder
 
@@ -50,7 +50,7 @@ def tokens(folder):
 @pytest.fixture(scope="module")
 def client(folder):
     with (
-        Server("--model", folder, "--threads", "1", "--page-size", "8", "--max-running", "4") as server,
+        serving(model=str(folder), threads=1, page_size=8, max_running=4, kv_memory="8MiB") as server,
         server.client() as client,
     ):
         yield client

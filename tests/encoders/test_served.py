@@ -6,6 +6,7 @@ import os
 import pydoc_data.topics
 import signal
 import time
+from contextlib import nullcontext
 
 import grpc
 import psutil
@@ -15,6 +16,8 @@ import transformers
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
+from loadtest.measuring import servers
+from loadtest.servers import Address
 from longspan import AlreadyExistsError, InvalidRequestError, LongspanError, PreconditionError
 from longspan.v1 import encoder_pb2, inference_pb2
 from server.cli.application import application
@@ -274,8 +277,16 @@ def test_the_engine_dies_and_comes_back(server, client):
     assert len(client.embed("a cat").embeddings) == 1
 
 
-def test_a_measurement_of_generation_says_at_once_that_there_is_none(server, minilm):
+def test_a_measurement_of_generation_says_at_once_that_there_is_none(server, minilm, monkeypatch):
     """Neither ``load`` nor ``compare`` measures an encoder."""
+    running = Address(server.host, server.port, server.metrics_port, server.process.pid)
+
+    def serve(*arguments, begun):
+        """In place of another server of the same model."""
+        assert arguments[:4] == ("--model", str(minilm), "--threads", "1")
+        return nullcontext(running)
+
+    monkeypatch.setattr(servers, "serve", serve)
     sentence = "which answers Embed; for Generate and StreamGenerate ask a server of a model that generates"
     for arguments in (
         ["load", "--port", str(server.port), "--no-metrics"],

@@ -13,6 +13,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from tests.made_once import made_once
 from tests.models_zoo import save_tiny
 
 VOCABULARY = 300
@@ -60,6 +61,7 @@ OWN_ATTENTION: dict[str, dict[str, Any]] = {
 """Families that compute attention in their own code."""
 
 
+@made_once
 def save_encoder(kind: str, folder: Path, task: str = "", *, types: bool = True, **config: Any) -> Path:
     """Writes an encoder whose weights are random, and large enough that tokens matter to each other.
 
@@ -108,6 +110,7 @@ def _tokenizer() -> str:
     return tokenizer.to_str()
 
 
+@made_once
 def save_embedder(
     kind: str,
     folder: Path,

@@ -71,7 +71,7 @@ def codes(least, most):
     return some.flatmap(lambda chosen: st.lists(st.sampled_from(chosen), min_size=GROUP, max_size=GROUP))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(numbers16, codes(0, 15))
 def test_any_group_of_q4_0(scale, group):
     """With any scale: negative, 0, subnormal, so large that eight of it are beyond float16."""
@@ -83,7 +83,7 @@ def test_any_group_of_q4_0(scale, group):
     assert torch.equal(operators(packed, 1, GROUP), weight)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(numbers16, st.floats(-100, 100), codes(0, 15).filter(lambda group: len(set(group)) > 1))
 def test_any_group_of_q4_1(scale, offset, group):
     """As long as the offset is not so large that it hides the codes."""
@@ -93,7 +93,7 @@ def test_any_group_of_q4_1(scale, offset, group):
     assert torch.equal(operators(pack_exactly(weight, 4), 1, GROUP), weight)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(numbers16, codes(-128, 127))
 def test_any_group_of_8_bits(scale, group):
     weight = torch.from_numpy(half(scale) * np.array([group], np.float32))

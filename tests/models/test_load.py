@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import pytest
 import torch
@@ -83,10 +82,9 @@ def test_weights_beyond_the_memory_are_refused_before_they_are_loaded(tmp_path, 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bloom"])
 def test_saving_the_same_kind_twice_gives_the_same_model(kind, tmp_path):
-    first, second = save_tiny(kind, tmp_path / "a"), save_tiny(kind, tmp_path / "b")
+    first, second = save_tiny(kind, tmp_path / "a"), save_tiny.__wrapped__(kind, tmp_path / "b")
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
-    shutil.rmtree(second)
 
 
 def test_masks_are_no_weights_but_need_memory(tmp_path, monkeypatch):

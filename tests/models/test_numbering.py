@@ -1,5 +1,6 @@
 """SentencePiece files of encoder-decoders: their makers' ids, or those of transformers' own class."""
 
+import functools
 import inspect
 import io
 import json
@@ -126,6 +127,7 @@ def marian(tmp_path):
     return folder_of(tmp_path, "marian", source__spm=source, target__spm=target, vocab__json=listed)
 
 
+@functools.cache
 def train_swapped():
     """A model of other words than ``train``'s."""
     written = io.BytesIO()
@@ -139,7 +141,7 @@ def train_swapped():
     return sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
 
 
-def test_marians_are_those_of_its_own_class(marian, tmp_path):
+def test_marians_are_those_of_its_own_class(marian, tmp_path, conversions_here):
     slow = transformers.MarianTokenizer.from_pretrained(marian)
     found = find_tokenizer(marian, tmp_path / "cache", lambda stage, fraction: None)
     tokenizer = Tokenizer(found)
@@ -153,8 +155,14 @@ def test_marians_are_those_of_its_own_class(marian, tmp_path):
     # A character that the source's model does not know is unknown, also where the target has a token for it.
     assert tokenizer.encode("Ω")[-2:] == [1, 0]
     # Another SentencePiece model is converted anew.
-    (marian / "source.spm").write_bytes((marian / "target.spm").read_bytes())
-    assert find_tokenizer(marian, tmp_path / "cache", lambda stage, fraction: None) != found
+
+    def refuse(stage, fraction):
+        raise AssertionError(stage)
+
+    assert find_tokenizer(marian, tmp_path / "cache", refuse) == found
+    (marian / "source.spm").write_bytes((marian / "source.spm").read_bytes()[:-1] + b"x")
+    with pytest.raises(AssertionError, match="converting the tokenizer"):
+        find_tokenizer(marian, tmp_path / "cache", refuse)
 
 
 def test_two_vocabularies_or_one_with_gaps_are_refused(marian):

@@ -1,6 +1,7 @@
 """The strict proof: what passes, and what is refused."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from server.models.load import load_model
 from server.models.logits import _DECODES as DECODES
 from server.models.prove import Proven, check_served, compute_own, prove
 from server.models.recognize_layers import fuse, recognize_layers
+from tests.cover import product
 from tests.models.proving import proven
 from tests.models_zoo import CONTEXT, KINDS, WINDOW, save_tiny
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @pytest.fixture
@@ -28,24 +32,33 @@ def serve(tmp_path):
     return serve
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bloom"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+PASS = product([kind for kind in KINDS if kind != "bloom"], DTYPES)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), PASS)
 def test_models_of_the_attention_interface_pass(kind, dtype, serve):
-    proven(serve(kind, dtype), "reference", page_size=16)
     loaded = serve(kind, dtype)
     proven(loaded)
     assert loaded.model.config.get_text_config()._attn_implementation == "longspan"
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(("kind", "dtype"), PASS)
+def test_models_of_the_attention_interface_pass_by_the_reference(kind, dtype, serve):
+    proven(serve(kind, dtype), "reference", page_size=16)
 
 
 def test_the_default_model_passes(default_model):
     proven(load_model(default_model, "float32", "cpu", None, lambda stage, fraction: None), page_size=16)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "mixtral"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kv_dtype", CACHE_DTYPES.values(), ids=str)
-def test_a_cache_in_another_format_passes(kind, dtype, kv_dtype, serve):
-    proven(serve(kind, dtype), kv_dtype=kv_dtype)
+@pytest.mark.parametrize(
+    ("kind", "dtypes"),
+    product(["llama", "gemma2", "gpt2", "mixtral"], itertools.product(["float32", "bfloat16"], CACHE_DTYPES)),
+)
+def test_a_cache_in_another_format_passes(kind, dtypes, serve):
+    dtype, kv_dtype = dtypes
+    proven(serve(kind, dtype), kv_dtype=CACHE_DTYPES[kv_dtype])
 
 
 @pytest.mark.parametrize("max_context", [2, 10, 33])
@@ -60,21 +73,21 @@ def refused(loaded, kernel="auto", kv_dtype=None):
     assert loaded.model.config._attn_implementation == "longspan"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [
-        ("llama", {"scale": 0.2525}),  # 1% off
-        ("qwen3_moe", {"scale": 0.2525}),
-        ("mistral", {"window": None}),
-        ("mistral", {"window": WINDOW + 1}),
-        ("mistral", {"window": WINDOW - 1}),
-        ("mixtral", {"window": None}),
-        ("gemma2", {"softcap": None}),
-        ("gemma2", {"softcap": 49.0}),
-    ],
-)
-def test_a_lost_feature_is_noticed(kind, dtype, change, serve):
+LOST = [
+    ("llama", {"scale": 0.2525}),  # 1% off
+    ("qwen3_moe", {"scale": 0.2525}),
+    ("mistral", {"window": None}),
+    ("mistral", {"window": WINDOW + 1}),
+    ("mistral", {"window": WINDOW - 1}),
+    ("mixtral", {"window": None}),
+    ("gemma2", {"softcap": None}),
+    ("gemma2", {"softcap": 49.0}),
+]
+
+
+@pytest.mark.parametrize(("lost", "dtype"), product(LOST, DTYPES))
+def test_a_lost_feature_is_noticed(lost, dtype, serve):
+    kind, change = lost
     loaded = serve(kind, dtype, **({"sliding_window": 8} if kind == "mixtral" else {}))
     layers = [dataclasses.replace(layer, **change) for layer in loaded.layers]
     assert layers != loaded.layers
@@ -82,9 +95,10 @@ def test_a_lost_feature_is_noticed(kind, dtype, change, serve):
     refused(dataclasses.replace(loaded, layers=layers))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("part", ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"])
-def test_a_bias_of_one_layer_that_is_lost_is_noticed(dtype, part, serve):
+@pytest.mark.parametrize(
+    ("part", "dtype"), product(["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"], DTYPES)
+)
+def test_a_bias_of_one_layer_that_is_lost_is_noticed(part, dtype, serve):
     """A key's shows least, since a softmax forgets what all keys have in common."""
     loaded = serve("llama", dtype, attention_bias=True, mlp_bias=True)
     own = compute_own(loaded, 4)
@@ -110,14 +124,13 @@ def test_a_part_that_a_lean_layer_loses_is_noticed(serve):
         prove(loaded, own, attention, 4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mask_that_is_lost_is_noticed(dtype, serve):
     """A query that sees one token after its own."""
     refused(serve("llama", dtype), attention_by(_Unmasked()))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shift", [1, -1])
+@pytest.mark.parametrize(("dtype", "shift"), product(DTYPES, [1, -1]))
 def test_positions_that_are_off_by_one_within_a_chunk_are_noticed(dtype, shift, serve):
     """The same shift of all tokens changes nothing, as rotary positions tell distances only."""
     loaded = serve("llama", dtype)
@@ -245,14 +258,11 @@ def attention_by(kernel):
     )
 
 
-@pytest.mark.parametrize(
-    "wrong", [lambda count: count == 1, lambda count: count > 1], ids=["decode", "chunk"]
-)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_kernel_that_fails_only_in_decode_or_only_in_prefill_is_noticed(wrong, dtype, serve):
+@pytest.mark.parametrize(("rows", "dtype"), product(["decode", "chunk"], ["float32", "bfloat16"]))
+def test_a_kernel_that_fails_only_in_decode_or_only_in_prefill_is_noticed(rows, dtype, serve):
     """The kernels of ``auto`` on a GPU have different code for the two; neither is served unproven."""
     proven(serve("llama", dtype), "reference")
-    refused(serve("llama", dtype), attention_by(_Wrong(wrong)))
+    refused(serve("llama", dtype), attention_by(_Wrong(lambda count: (count == 1) == (rows == "decode"))))
 
 
 def test_a_bias_by_distance_is_noticed(serve, monkeypatch):

@@ -22,6 +22,7 @@ from server.models.quantized.rotary import OwnRotary
 from server.models.quantized.stack import QuantizedStack
 from server.models.quantized.workspace import Workspace
 from server.models.recognize_layers import recognize_layers
+from tests.cover import product
 from tests.instructions import at, every_level, with_matrix_unit
 from tests.models_zoo import CONTEXT, save_tiny
 
@@ -50,19 +51,19 @@ def layer_of(folder, kind="llama", bits=8, **config):
     return fused, parts, tuple(part[0] for part in recognized.angles)
 
 
+SAME = [
+    ("llama", BIASES),
+    ("llama", {"hidden_size": 40, "intermediate_size": 77, "head_dim": 10}),
+    ("llama", {"hidden_size": 576, "intermediate_size": 1536, "head_dim": 64}),
+    ("qwen2", {}),
+    ("qwen3", {}),
+]
+
+
 @every_level
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(
-    ("kind", "config"),
-    [
-        ("llama", BIASES),
-        ("llama", {"hidden_size": 40, "intermediate_size": 77, "head_dim": 10}),
-        ("llama", {"hidden_size": 576, "intermediate_size": 1536, "head_dim": 64}),
-        ("qwen2", {}),
-        ("qwen3", {}),
-    ],
-)
-def test_layers_that_compute_the_same_pass(level, kind, config, bits, tmp_path):
+@pytest.mark.parametrize(("same", "bits"), product(SAME, [4, 8]))
+def test_layers_that_compute_the_same_pass(level, same, bits, tmp_path):
+    kind, config = same
     with at(level):
         fused, parts, angles = layer_of(tmp_path, kind, bits, **config)
         prove_layer(fused, QuantizedLayer(parts, Workspace()), angles)

@@ -148,7 +148,9 @@ def test_llama_3s_tiktoken_file_is_read_and_others_are_refused(byte_level, folde
         converted(folder, tmp_path)
 
 
-def test_vocabulary_and_merges_are_read_by_the_models_own_class(byte_level, folder, tmp_path):
+def test_vocabulary_and_merges_are_read_by_the_models_own_class(
+    byte_level, folder, tmp_path, conversions_here
+):
     write(folder / "vocab.json", byte_level["vocab"])
     (folder / "merges.txt").write_text("\n".join(" ".join(merge) for merge in byte_level["merges"]))
     with pytest.raises(ValueError, match="no class that reads them"):
@@ -157,8 +159,9 @@ def test_vocabulary_and_merges_are_read_by_the_models_own_class(byte_level, fold
     before = sorted(folder.iterdir())
     found = find_tokenizer(folder, tmp_path / "cache", silent)
     oracle = transformers.GPT2Tokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer(found)
     for text in TEXTS:
-        assert Tokenizer(found).encode(text) == oracle(text)["input_ids"], text
+        assert tokenizer.encode(text) == oracle(text)["input_ids"], text
     assert find_tokenizer(folder, tmp_path / "cache", refuse) == found, "it is converted once"
     assert sorted(folder.iterdir()) == before, "the model's folder is not written"
 

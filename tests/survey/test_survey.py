@@ -9,7 +9,7 @@ import time
 import pytest
 import transformers
 
-from tests.survey import table, workers
+from tests.survey import serving, table, workers
 from tests.survey.architectures import Case, cases, config_of
 from tests.survey.build import build
 from tests.survey.oracle import Oracle
@@ -70,6 +70,7 @@ def test_another_answer_is_called_wrong(kind, change, tmp_path, monkeypatch):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     load = Oracle.load
     monkeypatch.setattr(Oracle, "load", lambda folder, *args: load(other, *args))
+    monkeypatch.setattr(serving, "_LENGTHS", (17,))  # and one beyond what was changed
     assert try_folder(served).verdict is Verdict.WRONG
 
 

@@ -1,4 +1,5 @@
 import pytest
+from transformers import AutoTokenizer
 
 from server.text.tokenizer import Tokenizer
 
@@ -7,3 +8,9 @@ from server.text.tokenizer import Tokenizer
 def tokenizer(default_model):
     """The default model's."""
     return Tokenizer(default_model)
+
+
+@pytest.fixture(scope="session")
+def transformers_own(default_model):
+    """The default model's, as transformers itself reads it."""
+    return AutoTokenizer.from_pretrained(default_model)

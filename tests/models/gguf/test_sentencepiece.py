@@ -1,7 +1,9 @@
 """GGUF files with SentencePiece vocabularies, beside SentencePiece itself."""
 
+import functools
 import inspect
 import io
+import json
 import pydoc
 import random
 
@@ -40,6 +42,11 @@ TEXTS += ["".join(random.Random(seed).choices(PIECES, k=1 + seed % 9)) for seed 
 
 def train(**options):
     """A small SentencePiece model of the byte-fallback kind."""
+    return sentencepiece.SentencePieceProcessor(model_proto=_trained(json.dumps(options, sort_keys=True)))
+
+
+@functools.cache
+def _trained(options):
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*inspect.getsource(pydoc).splitlines(), *["aaaa é ü 東京"] * 20]),
@@ -51,10 +58,10 @@ def train(**options):
             "normalization_rule_name": "identity",
             "remove_extra_whitespaces": False,
             "minloglevel": 2,
-            **options,
+            **json.loads(options),
         },
     )
-    return sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    return written.getvalue()
 
 
 def metadata(processor, **more):
