@@ -1,4 +1,4 @@
-"""Engines that hang, and servers that are told to end meanwhile: real processes, stopped by signals."""
+"""Engines that hang or are killed, and servers that end meanwhile: real processes, stopped by signals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from longspan import LongspanError, UnavailableError
 from tests.e2e.server import Server
-from tests.e2e.test_lifecycle import in_background, read_until_error, restarts
+from tests.e2e.test_lifecycle import in_background, read_until_error
 from tests.processes import wait_ended, wait_until
 
 pytestmark = pytest.mark.long
@@ -46,14 +46,34 @@ def test_a_hung_engine_is_noticed_and_another_gives_the_same_answers(started):
         assert isinstance(error, UnavailableError)
         assert "was killed (--engine-step-timeout)" in str(error)
         assert LIMIT - 0.5 <= when - stopped <= NOTICED
-        wait_until(lambda: restarts(server, "hung") == 1)
+        wait_until(lambda: server.restarts("hung") == 1)
         client.wait_until_ready(timeout=120)
         assert server.engine_pid != first
         assert not psutil.pid_exists(first)
         after = client.generate("hello", max_tokens=20, temperature=0)
     assert list(after.token_ids) == list(before.token_ids)
-    assert restarts(server, "hung") == 1
+    assert server.restarts("hung") == 1
     assert "and is started again now" in server.log
+
+
+def test_a_killed_engine_ends_streams_at_once_and_another_gives_the_same_answers(started):
+    server = started(*RESTARTED)
+    with server.client() as client:
+        before = client.generate("hello", max_tokens=5, temperature=0)
+        wait_until(lambda: len(server.engine_pids) == 2)
+        first, spare = server.engine_pids
+        stream = begin_stream(server)
+        killed = time.monotonic()
+        os.kill(first, signal.SIGKILL)
+        error, when = stream.result(10)
+        assert isinstance(error, UnavailableError)
+        assert when - killed < 10, "at once, but for a busy machine"
+        wait_until(lambda: server.restarts("died") == 1)
+        client.wait_until_ready(timeout=120)
+        assert server.engine_pid == spare, "it had been started ahead"
+        after = client.generate("hello", max_tokens=5, temperature=0)
+    assert list(after.token_ids) == list(before.token_ids)
+    assert "signal 9" in server.log
 
 
 def test_a_hung_engine_ends_with_its_server(started):
@@ -83,7 +103,7 @@ def test_an_engine_that_hangs_while_it_loads_again_is_noticed_too(started):
         assert client.generate("hello", max_tokens=5).completions
     assert not psutil.pid_exists(second)
     assert "has not answered its launch for 20.0 s and was killed (--engine-load-timeout)" in server.log
-    assert server.metrics()['longspan_engine_restarts_total{reason="not_ready"}'] == 1
+    assert server.restarts("not_ready") == 1
 
 
 def test_an_engine_that_hangs_while_it_loads_ends_the_start(tiny_packed):
