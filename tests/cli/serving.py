@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from server.cli.options import command
 from server.settings import Settings
+
+_kept: list[Settings] = []
+
+
+def _keep(settings: Settings) -> int:
+    _kept.append(settings)
+    return 7
+
+
+@functools.cache
+def _serve() -> Any:
+    """The command; making one of some hundred options takes most of the time of running it."""
+    return typer.main.get_command(command(_keep))
 
 
 class Outcome:
     """The outcome of a command line."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
-        self.settings: Settings | None = None
-        result = CliRunner().invoke(command(self._keep), arguments, env=environment or {})
-        self.code, self.output, self.error = result.exit_code, result.stdout, result.stderr
-
-    def _keep(self, settings: Settings) -> int:
-        self.settings = settings
-        return 7
+        _kept.clear()
+        self.code: object = 0
+        with CliRunner().isolation(env=environment or {}) as (output, error, _):
+            try:
+                _serve().main(arguments, prog_name="serve")
+            except SystemExit as end:
+                self.code = end.code
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self.output, self.error = output.getvalue().decode(), error.getvalue().decode()
+        self.settings = _kept[0] if _kept else None
 
 
 @pytest.fixture(autouse=True)

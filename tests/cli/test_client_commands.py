@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from longspan import DEFAULT_HOST, DEFAULT_PORT
 from longspan.reading import prompts
 from server.cli import shared
 from server.cli.read import _excerpt
-from tests.command import longspan
+from tests.command import longspan, on_a_terminal
 from tests.scripted import Running
 
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
@@ -96,18 +95,6 @@ def test_stats(server: Running) -> None:
     assert done.stderr == ("5 prompt tokens (1 cached), 5 tokens, 4.0 tokens/s, first token after 250 ms\n")
 
 
-def on_a_terminal(*arguments: str, errors: bool) -> list[str]:
-    """The lines that a command prints on a terminal, with standard error or without it."""
-    main, terminal = pty.openpty()
-    stderr = terminal if errors else subprocess.DEVNULL
-    with subprocess.Popen([LONGSPAN, *arguments], stdout=terminal, stderr=stderr) as process:
-        os.close(terminal)
-        process.wait(30)
-    printed = os.read(main, 4000).decode().replace("\r\n", "\n").splitlines()
-    os.close(main)
-    return printed
-
-
 def test_on_a_terminal_text_ends_with_a_newline_and_stats_follow(server: Running) -> None:
     assert on_a_terminal("generate", "ab", "--port", str(server.port), errors=True) == [
         "ba",
@@ -125,8 +112,7 @@ def test_a_terminal_gets_no_control_characters_of_an_answer(server: Running) -> 
     (line,) = on_a_terminal(*asked, "--json", errors=False)
     assert line.isprintable()
     assert json.loads(line)["text"] == HOSTILE
-    piped = subprocess.run([LONGSPAN, *asked], capture_output=True, timeout=60)
-    assert piped.stdout == HOSTILE.encode()
+    assert longspan(*asked).stdout == HOSTILE
 
 
 def test_nor_of_a_reading_or_an_error(server: Running, tmp_path: Path) -> None:
@@ -209,12 +195,11 @@ def test_health(server: Running) -> None:
     done = longspan("health", "--wait", "--timeout", "0.5", "--port", str(server.port))
     assert done.returncode == 1
     assert "Not ready within 0.5 s" in done.stderr
-    waiting = [LONGSPAN, "health", "--wait", "--timeout", "30", "--port", str(server.port)]
-    with subprocess.Popen(waiting) as process:
-        time.sleep(1)
-        assert process.poll() is None
-        server.set_ready(True)
-        assert process.wait(30) == 0
+    begun = time.monotonic()
+    threading.Timer(0.5, server.set_ready, [True]).start()
+    done = longspan("health", "--wait", "--timeout", "30", "--port", str(server.port))
+    assert done.returncode == 0
+    assert time.monotonic() - begun >= 0.5
 
 
 def test_address_from_the_environment(server: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ def _interrupt() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@functools.cache
 def commands() -> dict[str, Any]:
     """Every command by the words that call it, with the options that its help must show."""
     root = typer.main.get_command(application)

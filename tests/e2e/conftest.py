@@ -1,13 +1,27 @@
+import signal
+
+import psutil
 import pytest
 
 from tests.e2e.server import Server
+from tests.processes import wait_ended
 
 
 @pytest.fixture(scope="session")
 def server(default_model):
-    """One server with the real default model, for all tests that leave it as they found it."""
+    """One server of the real default model, for tests that leave it as they found it; it ends cleanly."""
     with Server("--measure-device") as running:
+        engine = psutil.Process(running.engine_pid)
         yield running
+        assert running.stop(signal.SIGINT) == 0
+        wait_ended(engine, 20)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_packed):
+    """What ``tiny_packed`` has, as settings of a server in this process (``tests.e2e.here``)."""
+    names = (option.removeprefix("--").replace("-", "_") for option in tiny_packed[::2])
+    return dict(zip(names, tiny_packed[1::2], strict=True))
 
 
 @pytest.fixture(scope="module")

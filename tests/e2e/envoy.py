@@ -19,7 +19,8 @@ import yaml
 
 from longspan import AsyncClient, Client, ConnectOptions
 from tests.authority import Authority
-from tests.e2e.server import Server
+from tests.command import longspan
+from tests.e2e.server import Running
 
 SHIPPED = Path("deploy/envoy")
 
@@ -49,6 +50,12 @@ class Access(NamedTuple):
         )
 
     @property
+    def settings(self) -> dict[str, Path]:
+        """The same, of a server in this process."""
+        names = {"tls_certificate": "tls.crt", "tls_key": "tls.key", "identities": "identities.toml"}
+        return {setting: self.folder / name for setting, name in names.items()}
+
+    @property
     def connect(self) -> ConnectOptions:
         """Options of a client."""
         return {"ca": self.folder / "ca.crt", "token": self.token}
@@ -61,20 +68,12 @@ def make_access(folder: Path) -> Access:
     shutil.copy(issued.certificate, folder / "tls.crt")
     shutil.copy(issued.key, folder / "tls.key")
     shutil.copy(authority.root, folder / "ca.crt")
-    command = [
-        sys.executable,
-        "-m",
-        "server.cli",
-        "token",
-        "tester",
-        "--identities",
-        folder / "identities.toml",
-    ]
-    made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    made = longspan("token", "tester", "--identities", str(folder / "identities.toml"))
+    assert made.returncode == 0, made.stderr
     return Access(folder, made.stdout.strip())
 
 
-def configuration(servers: Sequence[Server], access: Access, folder: Path) -> dict[str, Any]:
+def configuration(servers: Sequence[Running], access: Access, folder: Path) -> dict[str, Any]:
     """What is shipped, with these servers on free ports of loopback; its secrets in a folder."""
 
     def text(name: str) -> str:
@@ -114,7 +113,7 @@ class Envoy:
 
     def __init__(
         self,
-        servers: Sequence[Server],
+        servers: Sequence[Running],
         access: Access,
         change: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:

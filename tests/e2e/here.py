@@ -17,7 +17,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from socket import socketpair
+from socket import SHUT_RDWR, socket, socketpair
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ import transformers  # noqa: F401 (before two threads could: see server.text.lig
 
 from server import app, closing
 from server.access.granted import granted
-from server.engine.ipc import link, process, spawn
+from server.engine.ipc import link, process, spare, spawn
 from server.engine.ipc.process import serve
 from server.engine.ipc.pulse import Pulse, open_memory
 from server.engine.ipc.spawn import Spawned
@@ -43,16 +43,16 @@ _Up = tuple[asyncio.AbstractEventLoop, app.Server]
 class _Thread(threading.Thread):
     """An engine's life, with what the link asks of its process."""
 
-    def __init__(self, wire: EngineEnd, pulse: Pulse) -> None:
+    def __init__(self, stream: socket, pulse: Pulse) -> None:
         super().__init__(daemon=True)
         self.returncode: int | None = None
-        self._wire, self._pulse = wire, pulse
+        self._stream, self._pulse = stream, pulse
         self.pid = os.getpid()
         self.start()
 
     def run(self) -> None:
         self.returncode = 1
-        self.returncode = serve(self._wire, self._pulse)
+        self.returncode = serve(EngineEnd(self._stream), self._pulse)
 
     def poll(self) -> int | None:
         return None if self.is_alive() else self.returncode
@@ -67,46 +67,75 @@ class _Thread(threading.Thread):
     def kill(self) -> None:
         """It ends with its link."""
 
-
-def _spawn(threads: int | None, cache_dir: Path) -> Spawned:
-    ours, theirs = socketpair()
-    memory = open_memory()
-    pulse = Pulse(memory)
-    os.close(memory)
-    thread: Any = _Thread(EngineEnd(theirs), pulse)
-    return Spawned(thread, ours, pulse)
+    def lose(self) -> None:
+        """Ends its link, and so it."""
+        self._stream.shutdown(SHUT_RDWR)
+        self.join()
 
 
-class _Errors(logging.Handler):
-    """The errors that are logged."""
+class _Lines(logging.Handler):
+    """What is logged."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.found: list[str] = []
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = record.getMessage()
-        if record.exc_info:
-            told += f": {record.exc_info[1]!r}"
-        self.found.append(told)
+        self.lines.append(self.format(record))
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[list[str]]:
-    handler, log = _Errors(), logging.getLogger("longspan")
+def _logged(level: int) -> Iterator[list[str]]:
+    """What Longspan logs meanwhile, of at least this level."""
+    handler, log = _Lines(level), logging.getLogger("longspan")
+    before = log.level
+    log.setLevel(min(level, log.getEffectiveLevel()))
     log.addHandler(handler)
     try:
-        yield handler.found
+        yield handler.lines
     finally:
         log.removeHandler(handler)
+        log.setLevel(before)
+
+
+class Here(Running):
+    """How to reach a server of this process, and its engine."""
+
+    def __init__(self, up: _Up, engines: list[_Thread], lines: list[str]) -> None:
+        self._up, self._engines, self._lines = up, engines, lines
+
+    @property
+    def log(self) -> str:
+        """What this process has logged since its start."""
+        return "\n".join(self._lines)
+
+    def drain(self) -> None:
+        """Has it end as by SIGTERM."""
+        loop, server = self._up
+        loop.call_soon_threadsafe(server.stop)
+
+    def lose_engine(self) -> None:
+        """Ends the engine that serves without telling it to, as where its process dies."""
+        next(engine for engine in self._engines if engine.is_alive()).lose()
 
 
 @contextlib.contextmanager
-def _within() -> Iterator[pytest.MonkeyPatch]:
-    """Has servers start their engines as threads of this process."""
+def _within(engines: list[_Thread]) -> Iterator[pytest.MonkeyPatch]:
+    """Has servers start their engines as threads of this process, which are added to a list."""
+
+    def spawn_engine(threads: int | None, cache_dir: Path) -> Spawned:
+        ours, theirs = socketpair()
+        memory = open_memory()
+        pulse = Pulse(memory)
+        os.close(memory)
+        thread: Any = _Thread(theirs, pulse)
+        engines.append(thread)
+        return Spawned(thread, ours, pulse)
+
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "spawn_engine", _spawn)
+        patch.setattr(link, "spawn_engine", spawn_engine)
+        patch.setattr(spare, "spawn_engine", spawn_engine)
         patch.setattr(process, "configure_logging", lambda *_: None)  # which is this process's own
         # A thread can't be killed: one that loads a model while its tokenizer is refused is waited for.
         patch.setattr(spawn, "KILL_SECONDS", _READY_SECONDS)
@@ -119,7 +148,7 @@ def _within() -> Iterator[pytest.MonkeyPatch]:
 
 
 @contextlib.contextmanager
-def serving(**settings: Any) -> Iterator[Running]:
+def serving(**settings: Any) -> Iterator[Here]:
     """A server in a thread of this process, from when it is ready until the block ends; it must end well.
 
     For what a server answers; its processes, signals and standard streams are for ``tests.e2e.server``.
@@ -133,7 +162,8 @@ def serving(**settings: Any) -> Iterator[Running]:
     given = Settings(port=0, metrics_port=0, check_integrity=True, **settings)
     up: concurrent.futures.Future[_Up] = concurrent.futures.Future()
     ended: concurrent.futures.Future[int] = concurrent.futures.Future()
-    with _within() as patch:
+    engines: list[_Thread] = []
+    with _within(engines) as patch, _logged(logging.INFO) as lines:
         patch.setattr(app.Server, "_take_signals", lambda self: None)  # which only a main thread gets
         with contextlib.redirect_stdout(io.StringIO()) as said:
             threading.Thread(target=_live, args=(given, up, ended), daemon=True).start()
@@ -145,7 +175,7 @@ def serving(**settings: Any) -> Iterator[Running]:
             raise AssertionError(f"it ended with {ended.result(0)} before it was ready")
         loop, server = up.result()
         try:
-            running = Running()
+            running = Here((loop, server), engines, lines)
             assert running.read_ready(said.getvalue()), said.getvalue()
             yield running
         finally:
@@ -197,7 +227,7 @@ def started_and_asked(settings: Settings) -> tuple[str, list[Asked], list[str]]:
         The sentence with which it refused to start, empty if it served; what was asked; and what should not
         have been.
     """
-    with _within(), _errors() as errors, contextlib.redirect_stdout(io.StringIO()):
+    with _within([]), _logged(logging.ERROR) as errors, contextlib.redirect_stdout(io.StringIO()):
         refusal, asked, wrong = asyncio.run(_started_and_asked(settings))
     return refusal, asked, [*wrong, *errors]
 

@@ -167,8 +167,15 @@ class Seen:
 
 
 @contextlib.contextmanager
-def watched(server: Server, streams: int = 1) -> Iterator[Seen]:
-    """Has so many streams, asks for health and metrics, and watches the memory, until the block ends."""
+def watched(server: Server, streams: int = 1, rest: float = 0.0) -> Iterator[Seen]:
+    """Has streams, asks for health and metrics, and watches the memory, until the block ends.
+
+    Args:
+        server: to be watched.
+        streams: so many at once.
+        rest: seconds between a stream and the next; then streams are short, and the wait for the first token
+            is a gap, too: what holds up a server is seen all the same, for a part of the processor time.
+    """
     seen, end = Seen(), threading.Event()
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss
@@ -182,14 +189,15 @@ def watched(server: Server, streams: int = 1) -> Iterator[Seen]:
     def stream() -> None:
         with server.client() as client:
             while not end.is_set():
-                last = None
-                for _ in client.stream("hello", max_tokens=200, ignore_eos=True):
+                last = time.monotonic() if rest else None
+                for _ in client.stream("hello", max_tokens=20 if rest else 200, ignore_eos=True):
                     now = time.monotonic()
                     if last is not None:
                         note(seen.gaps, last, now)
                     last = now
                     if end.is_set():
                         break
+                end.wait(rest)
 
     def health() -> None:
         with server.client() as client:

@@ -76,6 +76,10 @@ class Running:
                 samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
         return samples
 
+    def restarts(self, cause: str) -> float:
+        """How often another engine was started, for this cause."""
+        return self.metrics().get(f'longspan_engine_restarts_total{{reason="{cause}"}}', 0)
+
     def wait_idle(self, seconds: float = 60.0) -> None:
         """Waits until no sequence holds a page, and fails if that does not come."""
         end = time.monotonic() + seconds

@@ -14,13 +14,13 @@ import pytest
 from longspan import BusyError, Client, InvalidRequestError, UnauthenticatedError
 from tests.authority import Authority
 from tests.command import longspan
-from tests.e2e.server import Running, Server
+from tests.e2e.here import Here, serving
 
 
 class Secured(NamedTuple):
     """A server, how to reach it, and the tokens of its identities."""
 
-    server: Running
+    server: Here
     root: Path
     identities: Path
     tokens: dict[str, str]
@@ -43,9 +43,8 @@ def secured(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     tokens = {name: make_token(name, identities) for name in ("alice", "bob", "dora")}
     with identities.open("a") as file:
         file.write("kv_tokens = 8000\n")  # of dora, the last one
-    with Server(
-        *("--tls-certificate", issued.certificate, "--tls-key", issued.key, "--identities", identities)
-    ) as server:
+    settings = {"tls_certificate": issued.certificate, "tls_key": issued.key, "identities": identities}
+    with serving(**settings) as server:
         yield Secured(server, authority.root, identities, tokens)
 
 
@@ -70,13 +69,13 @@ def test_the_prefix_cache_finds_prompts_of_the_same_identity_only(secured):
 
 
 def test_nor_does_the_time_to_the_first_token_tell(secured):
-    """A hit leaves 1/20 of the prompt to compute. A busy machine makes any of these slower, so the best of
+    """A hit leaves 1/12 of the prompt to compute. A busy machine makes any of these slower, so the best of
     three counts; half of a whole prefill is far from both.
     """
     rng, seconds = random.Random(2), {"first": [], "other": [], "again": []}
     with secured.client(secured.tokens["alice"]) as alice, secured.client(secured.tokens["bob"]) as bob:
         for _ in range(3):
-            ids = prompt(16 * 20 + 1, rng)
+            ids = prompt(16 * 12 + 1, rng)
             for name, client in (("first", alice), ("other", bob), ("again", alice)):
                 begun = time.monotonic()
                 next(iter(client.stream(ids, max_tokens=1)))
@@ -138,7 +137,8 @@ def test_commands_by_the_environment(secured):
     assert run("health").returncode == 0
     done = run("generate", "What is the capital of Japan?", "--chat", "--max-tokens", "10")
     assert (done.returncode, "Tokyo" in done.stdout) == (0, True), done.stderr
-    done = run("load", "--concurrency", "2", "--requests", "4", "--output-tokens", "4", "--no-metrics")
+    load = ["load", "--concurrency", "2", "--requests", "4", "--no-metrics"]
+    done = run(*load, "--prompt-tokens", "16", "--output-tokens", "4")
     assert "nothing was measured" not in done.stderr
     assert done.stdout.count("\n") > 1, done.stderr
     del environment["LONGSPAN_TOKEN"]

@@ -7,13 +7,11 @@ import subprocess
 import sys
 
 from server.ready_lines import EXAMPLE
+from tests.command import longspan
 
-CLI = [sys.executable, "-m", "loadtest.cli"]
 
-
-def run(server, *arguments, **kwargs):
-    command = [*CLI, arguments[0], "--port", str(server.port), *arguments[1:]]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **kwargs)
+def run(server, name, *arguments):
+    return longspan(name, "--port", str(server.port), *arguments)
 
 
 def test_generate_answers_a_question(server):
@@ -27,13 +25,8 @@ def test_generate_streams_to_a_terminal_and_ctrl_c_cancels_on_the_server(server)
     terminal, end = pty.openpty()
     process = subprocess.Popen(
         [
-            *CLI,
-            "generate",
-            "--port",
-            str(server.port),
-            "Count to a million: 1, 2, 3,",
-            "--max-tokens",
-            "4000",
+            *(sys.executable, "-m", "loadtest.cli", "generate", "--port", str(server.port)),
+            *("Count to a million: 1, 2, 3,", "--max-tokens", "4000"),
         ],
         stdout=end,
         stderr=subprocess.PIPE,
@@ -60,14 +53,12 @@ def test_errors_name_the_field_at_fault(server):
 
 def test_health_tells_by_its_exit_code(server):
     assert run(server, "health").returncode == 0
-    without_server = subprocess.run(
-        [*CLI, "health", "--port", "1", "--timeout", "2"], capture_output=True, text=True, timeout=30
-    )
+    without_server = longspan("health", "--port", "1", "--timeout", "2")
     assert without_server.returncode == 1
     assert without_server.stderr
 
 
 def test_models_list_shows_the_default_model(default_model):
-    result = subprocess.run([*CLI, "models", "list"], capture_output=True, text=True, timeout=30)
+    result = longspan("models", "list")
     assert result.returncode == 0
     assert "smollm2-135m-instruct" in result.stdout

@@ -33,7 +33,7 @@ def test_the_capital_of_japan(client):
 def test_unset_sampling_is_that_of_the_models_card(client):
     default = client.model_info().default_sampling
     assert (round(default.temperature, 6), round(default.top_p, 6), default.top_k) == (0.2, 0.9, 0)
-    answers = client.generate(JAPAN, max_tokens=40, n=16)
+    answers = client.generate(JAPAN, max_tokens=40, n=8)
     assert {completion.text for completion in answers.completions} == {"The capital of Japan is Tokyo."}
     given = {"temperature": 0.2, "top_p": 0.9, "seed": 5, "max_tokens": 30}
     unset = {"seed": 5, "max_tokens": 30}
@@ -64,13 +64,13 @@ def test_tokens_equal_transformers(exact, client, default_model):
     kept, halved = exact.server_info().load, client.server_info().load
     assert kept.kv_bytes / (kept.pages_total + 1) == 2 * halved.kv_bytes / (halved.pages_total + 1)
     tokenizer = AutoTokenizer.from_pretrained(default_model)
-    texts = ["The river", "def fibonacci(n):\n", "Water boils at a temperature of", "Once upon a time " * 12]
+    texts = ["def fibonacci(n):\n", "Once upon a time " * 12]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     # As text and as tokens, in turn.
     given = [text if i % 2 else prompt for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True))]
-    answers = [exact.generate(form, max_tokens=16, temperature=0, ignore_eos=True) for form in given]
+    answers = [exact.generate(form, max_tokens=10, temperature=0, ignore_eos=True) for form in given]
     tokens = [list(answer.token_ids) for answer in answers]
-    assert [len(output) for output in tokens] == [16] * len(texts)
+    assert [len(output) for output in tokens] == [10] * len(texts)
     assert transformers_next(default_model, prompts, tokens) == tokens
     for answer, output in zip(answers, tokens, strict=True):
         assert answer.text == tokenizer.decode(output, skip_special_tokens=True)
@@ -169,12 +169,13 @@ def test_a_repeated_prompt_comes_from_the_prefix_cache(client):
     assert list(first.token_ids) == list(second.token_ids)
 
 
-async def test_200_concurrent_streams_finish_and_leak_no_page(server):
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.stress)])
+async def test_concurrent_streams_finish_and_leak_no_page(server, count):
     before = server.metrics()
     rng = random.Random(3)
     requests = [
         ([rng.randrange(1000, 40000) for _ in range(rng.randint(2, 40))], rng.randint(4, 14))
-        for _ in range(200)
+        for _ in range(count)
     ]
 
     async with server.aclient() as client:
@@ -190,7 +191,8 @@ async def test_200_concurrent_streams_finish_and_leak_no_page(server):
         server.wait_idle()
         # Of prompts of whole pages and one token the prefix cache leaves one row.
         one_left = [i for i, (prompt, _) in enumerate(requests) if len(prompt) in (17, 33)]
-        for i in [*rng.sample(range(len(requests)), 6), *one_left[:2]]:
+        again = [*rng.sample(range(count), 4), *one_left[:2]]
+        for i in again:
             assert await run(*requests[i]) == together[i], "company changed what was said"
     server.wait_idle()
     after = server.metrics()
@@ -198,32 +200,15 @@ async def test_200_concurrent_streams_finish_and_leak_no_page(server):
     sampled = sum(len(tokens) for tokens in together)
     assert grown >= sampled
     finished = 'longspan_requests_total{finish_reason="length",grpc_code="OK"}'
-    assert after[finished] - before.get(finished, 0) == 208
-
-
-async def test_cancelled_streams_give_their_pages_back(server):
-    rng = random.Random(4)
-
-    async with server.aclient() as client:
-
-        async def leave(after):
-            seen = 0
-            async with client.stream(JAPAN, max_tokens=2000, temperature=1, ignore_eos=True) as stream:
-                async for delta in stream:
-                    seen += len(delta.token_ids)
-                    if seen >= after:
-                        break
-
-        await asyncio.gather(*(leave(rng.randint(0, 12)) for _ in range(60)))
-        server.wait_idle(seconds=3)
+    assert after[finished] - before.get(finished, 0) == count + len(again)
 
 
 def test_a_seeded_request_ignores_its_company(server):
     async def main():
         async with server.aclient() as client:
-            options = {"max_tokens": 20, "temperature": 1.0, "top_p": 0.9, "seed": 123}
+            options = {"max_tokens": 12, "temperature": 1.0, "top_p": 0.9, "seed": 123}
             single = await client.generate("The sea was", **options)
-            crowd = [client.generate(f"Number {i}", max_tokens=20, seed=i) for i in range(20)]
+            crowd = [client.generate(f"Number {i}", max_tokens=12, seed=i) for i in range(8)]
             answers = await asyncio.gather(client.generate("The sea was", **options), *crowd)
             assert list(answers[0].token_ids) == list(single.token_ids)
 

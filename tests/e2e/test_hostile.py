@@ -12,23 +12,40 @@ import pytest
 
 from tests.e2e import hostile
 from tests.e2e.hostile import Count, Detokenize, Generate, Tokenize
-from tests.e2e.server import Server
 
 pytestmark = pytest.mark.long
 
 MOST_SECONDS = 2.0
 MOST_GROWN = 300 << 20
+REST = 0.1
+"""Seconds between two streams of those that look on."""
+CLIENTS = 3
+"""One more than there are threads for long texts."""
+
+SECRET = "xyzzy-4711"
+# One that fails, and does not end, where it is told to.
+TEMPLATE = hostile.ENDLESS_TEMPLATE + (
+    "{% if 'fail' in messages[-1].content %}{{ raise_exception(messages[-1].content) }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
-def server(tiny_packed):
-    with Server(*tiny_packed) as running:
-        yield running
+def options(tmp_path_factory):
+    """Of all servers here."""
+    template = tmp_path_factory.mktemp("templates") / "failing.jinja"
+    template.write_text(TEMPLATE)
+    return ("--log-level", "debug", "--drain-seconds", "0.5", "--chat-template", str(template))
 
 
-def send(server, method, payload, clients=4):
+@pytest.fixture
+def server(started, options):
+    """One for all tests, of which the last one ends it."""
+    return started(*options)
+
+
+def send(server, method, payload, clients=CLIENTS):
     """Sends a message from all clients at once and checks what others see; the answers, and bytes grown."""
-    with hostile.watched(server) as seen:
+    with hostile.watched(server, rest=REST) as seen:
         answers = hostile.send(server.address, method, payload, clients=clients, times=1)
     assert seen.held < MOST_SECONDS
     assert seen.grown < MOST_GROWN
@@ -43,10 +60,10 @@ def test_what_is_too_large_is_refused_and_stops_nothing(server, name):
         limit = client.model_info().limits.request_bytes
     answers, grown = send(server, method, payload)
     if len(payload) > 2 * limit:
-        assert answers == {"RESOURCE_EXHAUSTED": 4}
-        assert grown < 4 * len(payload), "gRPC reads the length only"
+        assert answers == {"RESOURCE_EXHAUSTED": CLIENTS}
+        assert grown < CLIENTS * len(payload), "gRPC reads the length only"
     else:
-        assert answers == {"INVALID_ARGUMENT": 4}
+        assert answers == {"INVALID_ARGUMENT": CLIENTS}
 
 
 @pytest.mark.parametrize("name", hostile.TAKEN)
@@ -56,7 +73,7 @@ def test_what_is_as_large_as_may_be_stops_nothing(server, name):
     method, payload = hostile.TAKEN[name]
     answers, _ = send(server, method, payload(info))
     if method == "Embed":  # which is for encoders
-        assert answers == {"FAILED_PRECONDITION": 4}
+        assert answers == {"FAILED_PRECONDITION": CLIENTS}
     assert answers.keys() <= {"OK", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
 
 
@@ -68,13 +85,6 @@ def test_a_path_that_is_not_utf8_ends_no_service(server):
             hostile.send_path(server, b"/\xff\xfe")
             assert client.generate("hello", max_tokens=2, timeout=10).completions
             assert len(seen.gaps) > before, "a stream goes on"
-
-
-SECRET = "xyzzy-4711"
-# One that fails, and does not end, where it is told to.
-TEMPLATE = hostile.ENDLESS_TEMPLATE + (
-    "{% if 'fail' in messages[-1].content %}{{ raise_exception(messages[-1].content) }}{% endif %}"
-)
 
 
 def chat(content, role="user"):
@@ -97,38 +107,30 @@ MESSAGES = [
 TORN = b"\x12\x0a" + SECRET.encode() + b"\xff\xff"
 
 
-@pytest.fixture(scope="module")
-def templated(tmp_path_factory):
-    """Options of a server with such a template, which both of its tests have."""
-    template = tmp_path_factory.mktemp("templates") / "failing.jinja"
-    template.write_text(TEMPLATE)
-    return ("--log-level", "debug", "--drain-seconds", "0.5", "--chat-template", str(template))
-
-
 @pytest.mark.parametrize("texts", [False, pytest.param(True, marks=pytest.mark.stress)])
-def test_no_text_of_a_client_is_in_the_log(texts, started, templated):
+def test_no_text_of_a_client_is_in_the_log(texts, started, options):
     """At any level, unless that is asked for."""
-    server = started(*templated, *(["--log-texts"] if texts else []))
+    server = started(*options, *(["--log-texts"] if texts else []))
+    before = len(server.log)
     sent = [(method, message.SerializeToString()) for method, message in MESSAGES] + [("Generate", TORN)]
     answers: Counter[str] = Counter()
     for method, payload in sent:
         answers += hostile.send(server.address, method, payload, clients=1, times=1)
-    log = server.log
+    log = server.log[before:]
     assert answers["OK"] >= 2
     refused = answers.total() - answers["OK"]
     assert log.count(": INVALID_ARGUMENT: ") + log.count(": NOT_FOUND: ") == refused >= 8
     assert (SECRET in log) == texts
 
 
-def test_a_chat_template_that_does_not_end_stops_nothing(started, templated):
-    server = started(*templated)
+def test_a_chat_template_that_does_not_end_stops_nothing(server):
     payload = hostile.chat("loop")
     assert send(server, "Generate", payload, clients=1)[0] == {"INVALID_ARGUMENT": 1}
     with server.client() as client:
         assert client.generate([("user", "hello")], max_tokens=3).usage.completion_tokens == 3
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(hostile.send, server.address, "Generate", payload, clients=1, times=1)
-        time.sleep(1)
+        time.sleep(0.3)
         begun = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - begun < 4, "a template that is being rendered does not keep it"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
 import grpc
@@ -12,8 +10,7 @@ from smg_grpc_proto import vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import common_pb2
 
 from tests.api.test_kv_events import Index, unsigned
-from tests.e2e.server import Server
-from tests.e2e.test_lifecycle import restarts
+from tests.e2e.here import serving
 from tests.engine.test_kv_events import Router, replay
 from tests.processes import wait_until
 
@@ -34,21 +31,13 @@ def wait_until_same(index: Index, router: Router, address: str) -> None:
             router.take(number, batch)
 
 
-def test_a_router_sees_prompts_pages_and_a_new_engine(tiny_packed, tmp_path):
+def test_a_router_sees_prompts_pages_and_a_new_engine(tiny_settings, tmp_path):
     events, again = f"ipc://{tmp_path}/events", f"ipc://{tmp_path}/replay"
-    options = (
-        "--on-engine-failure",
-        "restart",
-        "--page-size",
-        "4",
-        "--kv-events",
-        events,
-        "--kv-events-replay",
-        again,
-        "--protocols",
-        "vllm",
-    )
-    with Server(*tiny_packed, *options) as server, grpc.insecure_channel(server.address) as channel:
+    options = {"kv_events": events, "kv_events_replay": again, "protocols": "vllm", "page_size": 4}
+    with (
+        serving(**tiny_settings, **options, on_engine_failure="restart") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         router = Router(events)
         with server.client() as client:
             prompt = "the same words " * 4
@@ -66,9 +55,9 @@ def test_a_router_sees_prompts_pages_and_a_new_engine(tiny_packed, tmp_path):
         stream, index = stub.SubscribeKvEvents(asked, timeout=300), Index()
         index.take(next(stream))
         wait_until_same(index, router, again)
-        os.kill(server.engine_pid, signal.SIGKILL)
+        server.lose_engine()
         with server.client() as client:
-            wait_until(lambda: restarts(server, "died") == 1)
+            wait_until(lambda: server.restarts("died") == 1)
             client.wait_until_ready(120)
             router.read(200)
             client.generate("other words " * 4, max_tokens=1)

@@ -64,13 +64,10 @@ def test_kernels_compute_it_without_knowing_it(strided):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_server_serves_it(strided, tiny_packed, caplog):
-    names = (name.removeprefix("--").replace("-", "_") for name in tiny_packed[::2])
-    tiny = dict(zip(names, tiny_packed[1::2], strict=True))
+def test_a_server_serves_it(strided, tiny_settings):
     options = {"stride": "16", "window": "8"}
     with (
-        caplog.at_level("INFO", "longspan"),
-        serving(**tiny, attention="strided", attention_option=options) as server,
+        serving(**tiny_settings, attention="strided", attention_option=options) as server,
         server.client() as client,
     ):
         assert client.generate("hello " * 20, max_tokens=5, ignore_eos=True).usage.completion_tokens == 5
@@ -81,4 +78,4 @@ def test_a_server_serves_it(strided, tiny_packed, caplog):
         identity = next(sample for sample in server.metrics() if sample.startswith("longspan_info"))
         assert 'attention_backend="strided"' in identity
         assert f'kernel="{attention.kernel}"' in identity
-        assert f"attention strided, kernel {attention.kernel} ({attention.reason})" in caplog.text
+        assert f"attention strided, kernel {attention.kernel} ({attention.reason})" in server.log

@@ -17,7 +17,7 @@ from loadtest.load import driver, targets
 from loadtest.load.measures import summarize
 from loadtest.load.types import ClosedLoop
 from loadtest.load.workloads import Shape, fixed
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/longspan.json").read_text())
@@ -83,8 +83,8 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_packed):
-    with Server(*tiny_packed, "--max-context", "512", "--measure-device") as running:
+def server(tiny_settings):
+    with serving(**tiny_settings, max_context=512, measure_device=True) as running:
         yield running
 
 

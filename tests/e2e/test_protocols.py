@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -29,7 +28,7 @@ SERVICES = [
 
 
 @pytest.fixture(scope="module")
-def secured(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def secured(tiny_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     folder = tmp_path_factory.mktemp("protocols")
     authority, identities = Authority(folder / "authority"), folder / "identities.toml"
     issued = authority.issue("localhost")
@@ -37,7 +36,8 @@ def secured(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     with identities.open("a") as file:
         file.write("kv_tokens = 50\n")
     settings = {"tls_certificate": issued.certificate, "tls_key": issued.key, "identities": identities}
-    with serving(**settings, protocols="vllm,kserve,channelz", kv_events="grpc") as server:
+    others = {"protocols": "vllm,kserve,channelz", "kv_events": "grpc"}
+    with serving(**tiny_settings, **settings, **others) as server:
         yield Secured(server, authority.root, identities, tokens)
 
 
@@ -90,7 +90,8 @@ def test_the_limits_of_an_identity_hold_for_the_open_inference_protocol(secured)
 
 def test_and_for_the_engine_protocol(secured, channel):
     stub = vllm_engine_pb2_grpc.VllmEngineStub(channel)
-    request = vllm_engine_pb2.GenerateRequest(text="Once upon a time", sampling_params={"max_tokens": 50})
+    sampling = {"max_tokens": 50, "ignore_eos": True}
+    request = vllm_engine_pb2.GenerateRequest(text="Once upon a time", sampling_params=sampling)
     with pytest.raises(grpc.RpcError, match="requests of this identity claim 50 at most"):
         next(stub.Generate(request, metadata=metadata(secured), timeout=20))
     request.sampling_params.max_tokens = 8

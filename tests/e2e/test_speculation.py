@@ -11,10 +11,10 @@ pytestmark = pytest.mark.long
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 9
 REQUESTS = [
-    {"temperature": 0, "max_tokens": 90, "ignore_eos": True},
+    {"temperature": 0, "max_tokens": 60, "ignore_eos": True},
     {"temperature": 0, "max_tokens": 60, "stop": ["lazy dog"], "ignore_eos": True},
-    {"temperature": 0.7, "seed": 4, "max_tokens": 50, "n": 3, "logprobs": 2},
-    {"temperature": 0.6, "seed": 5, "max_tokens": 40, "repetition_penalty": 1.1, "frequency_penalty": 0.1},
+    {"temperature": 0.7, "seed": 4, "max_tokens": 24, "n": 2, "logprobs": 2},
+    {"temperature": 0.6, "seed": 5, "max_tokens": 24, "repetition_penalty": 1.1, "frequency_penalty": 0.1},
 ]
 
 
@@ -46,7 +46,7 @@ def test_the_same_answers_in_fewer_steps(server):
         usages = [*(answer.usage for answer in answers), stream.usage]
         for usage in usages:
             assert usage.accepted_draft_tokens <= min(usage.draft_tokens, usage.completion_tokens)
-        assert usages[0].accepted_draft_tokens > 30
+        assert usages[0].accepted_draft_tokens > 20
         drafting.wait_idle()
         metrics = drafting.metrics()
         # The engine may have gone on for a while past a stop string.
@@ -62,7 +62,7 @@ def test_another_model_drafts(tmp_path, caplog):
     target, student = save_tiny("llama", tmp_path / "target"), save_tiny("llama", tmp_path / "student")
     requests = [
         {"temperature": 0, "max_tokens": 40, "ignore_eos": True},
-        {"temperature": 0.7, "seed": 4, "max_tokens": 30, "n": 3, "ignore_eos": True},
+        {"temperature": 0.7, "seed": 4, "max_tokens": 20, "n": 2, "ignore_eos": True},
     ]
     text, answers, sizes = TEXT[:80], [], []
     with caplog.at_level("INFO", "longspan"):

@@ -1,13 +1,17 @@
 """Servers that start from packed weights on disk, and the remains of one that never served."""
 
-import subprocess
+import os
 import time
+from socket import socketpair
 
 import psutil
 import pytest
 
+from server.engine.ipc.process import serve
+from server.engine.ipc.pulse import Pulse, open_memory
 from server.engine.ipc.spare import Spare
 from server.engine.ipc.spawn import spawn_engine
+from server.engine.ipc.wire import EngineEnd
 from tests.e2e.server import Server
 
 ARGUMENTS = ("--weights", "int8", "--kv-memory", "8MiB", "--threads", "1")
@@ -62,15 +66,22 @@ def test_a_process_that_was_started_ahead_is_taken_once_and_only_alive(tmp_path)
     assert last.process.returncode == -9
 
 
-def test_an_engine_process_that_is_told_nothing_ends(tmp_path):
+def test_an_engine_process_knows_where_kernels_are_kept(tmp_path):
     spawned = spawn_engine(1, tmp_path)
     try:
         process, end = psutil.Process(spawned.process.pid), time.monotonic() + 5
         while not (environment := process.environ()):  # the kernel has not laid it out yet
             assert time.monotonic() < end
         assert environment["LONGSPAN_CACHE_DIR"] == str(tmp_path)
-        spawned.stream.close()
-        assert spawned.process.wait(60) == 1
-    except subprocess.TimeoutExpired:
+    finally:
         spawned.end()
-        raise
+
+
+def test_an_engine_that_is_told_nothing_ends():
+    ours, theirs = socketpair()
+    ours.close()
+    memory = open_memory()
+    pulse = Pulse(memory)
+    os.close(memory)
+    assert serve(EngineEnd(theirs), pulse) == 1
+    theirs.close()

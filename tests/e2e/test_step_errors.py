@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 
 from longspan import LongspanError
-from tests.e2e.server import Server
+from tests.e2e.here import serving
 from tests.packages import install
 
 # Sees all, and from a moment on refuses to compute what stands at position 90.
@@ -37,13 +37,14 @@ ASKED = [([i + 3] * (5 + 4 * i), 12 + 5 * i) for i in range(6)]  # prompts and l
 
 
 @pytest.fixture
-def faulty(tmp_path, tiny_packed):
+def faulty(tmp_path, tiny_settings, monkeypatch):
     install(tmp_path, "faulty", {"longspan.backends": {"faulty": "faulty:BACKEND"}}, FAULTY)
     fault = tmp_path / "fault"
-    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    env = {"PYTHONPATH": path, "FAULT": str(fault)}
-    with Server(*tiny_packed, "--attention", "faulty", env=env) as server:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("FAULT", str(fault))
+    with serving(**tiny_settings, attention="faulty") as server:
         yield server, fault
+    sys.modules.pop("faulty")
 
 
 def test_an_error_in_a_step_ends_the_requests_that_cause_it_and_no_other(faulty):
@@ -62,7 +63,6 @@ def test_an_error_in_a_step_ends_the_requests_that_cause_it_and_no_other(faulty)
 
     alone = [answer(*asked) for asked in ASKED]
     assert len(answer([5] * 100, 20)) == 20
-    engine = server.engine_pid
     fault.touch()
     with ThreadPoolExecutor(12) as pool:
         for _ in range(3):
@@ -73,6 +73,5 @@ def test_an_error_in_a_step_ends_the_requests_that_cause_it_and_no_other(faulty)
                 assert code is grpc.StatusCode.INTERNAL
                 assert "the server's log has the details under request" in sentence
     server.wait_idle()
-    assert server.engine_pid == engine
     assert server.log.count("ValueError: nothing may stand at position 90") == 6
-    assert server.metrics()['longspan_engine_restarts_total{reason="died"}'] == 0
+    assert server.restarts("died") == 0
