@@ -1,4 +1,4 @@
-"""Questions about one context, asked of real servers of the default model."""
+"""Questions about one context, asked of servers of the default model."""
 
 import math
 from dataclasses import replace
@@ -11,10 +11,10 @@ from loadtest.evaluation.ask import Asked, ask, prepare
 from loadtest.evaluation.prompts import continuation, prompt, special_before
 from loadtest.evaluation.requests import at_once
 from loadtest.evaluation.types import Answer
-from loadtest.servers import serve
 from loadtest.tasks.types import Sample
 from loadtest.texts import prose, reference, sentences
 from longspan import Client, InvalidRequestError, LongspanError, UnavailableError
+from tests.loadtest.within import within
 
 pytestmark = pytest.mark.long
 
@@ -22,7 +22,7 @@ NUMBERS = {"apple": "4917263", "river": "8203517", "tower": "1659408"}
 
 
 def samples(task="needles", turns=3):
-    said = sentences(prose(reference()))[:10]
+    said = sentences(prose(reference()))[:5]
     for place, (key, value) in enumerate(NUMBERS.items()):
         said.insert(4 * place + 1, f"One special magic number for {key} is: {value}.")
     context = f"Special magic numbers are hidden in the text.\n{' '.join(said)}\n"
@@ -52,15 +52,12 @@ def answers(client, asked, chat=False):
 @pytest.fixture(scope="module")
 def clients(default_model):
     """A selection that reads a part of the context as it decodes, with a prefix cache and without."""
-    arguments = (
-        *("--kv-memory", "128MiB", "--max-context", "800", "--threads", "1"),
-        *topk(192).arguments,
-    )
+    settings = {"kv_memory": "128MiB", "max_context": 800, "threads": 1}
     with (
-        serve(*arguments) as caching,
-        serve(*arguments, "--no-prefix-cache") as forgetful,
-        Client(caching.host, caching.port) as asks_caching,
-        Client(forgetful.host, forgetful.port) as asks_forgetful,
+        within(topk(192), **settings) as caching,
+        within(topk(192), prefix_cache=False, **settings) as forgetful,
+        caching.client() as asks_caching,
+        forgetful.client() as asks_forgetful,
     ):
         yield asks_caching, asks_forgetful
 

@@ -14,9 +14,9 @@ from loadtest.evaluation import text as texts
 from loadtest.evaluation.divergence import blocks_against, divergence
 from loadtest.evaluation.memory import memory
 from loadtest.evaluation.text import Decoded, Tokens, decode_slice, slices
-from loadtest.servers import serve
 from loadtest.texts import prose, reference
-from longspan import Client, LongspanError
+from longspan import LongspanError
+from tests.loadtest.within import within
 
 pytestmark = pytest.mark.long
 
@@ -30,15 +30,12 @@ PAGE = 16
 @pytest.fixture(scope="module")
 def clients(tiny):
     """Full attention, and a window that sees much less than the contexts have."""
-    arguments = (
-        *("--model", str(tiny), "--weights", "float"),
-        *("--kv-memory", "8MiB", "--max-context", "600", "--threads", "1"),
-    )
+    settings = {"model": str(tiny), "weights": "float", "kv_memory": "8MiB", "max_context": 600, "threads": 1}
     with (
-        serve(*arguments, *FULL.arguments) as full,
-        serve(*arguments, *window(SEEN - 4, 4).arguments) as near,
-        Client(full.host, full.port) as asks_full,
-        Client(near.host, near.port) as asks_near,
+        within(FULL, **settings) as full,
+        within(window(SEEN - 4, 4), **settings) as near,
+        full.client() as asks_full,
+        near.client() as asks_near,
     ):
         yield {"full": asks_full, "window": asks_near}
 

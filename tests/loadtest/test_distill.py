@@ -47,6 +47,13 @@ def quiet(stage: str, done: int, total: int) -> None:
     pass
 
 
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Distillation]:
+    """A student and how it came to be, by a run without interruption."""
+    folder = tmp_path_factory.mktemp("whole") / "student"
+    return folder, distill(recipe, folder, None, quiet)
+
+
 def stops_at(step: int) -> Callable[[str, int, int], None]:
     def listener(stage: str, done: int, total: int) -> None:
         if done == step:
@@ -110,9 +117,11 @@ def test_a_student_is_made_of_the_teachers_layers(kind: str, tmp_path: Path) -> 
         make_student(teacher, layers)
 
 
-def test_a_student_keeps_the_vocabulary_and_is_a_folder_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
-    found = distill(recipe, tmp_path / "student", None, quiet)
-    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype=torch.float32).eval()
+def test_a_student_keeps_the_vocabulary_and_is_a_folder_of_its_own(
+    recipe: Recipe, finished: tuple[Path, Distillation]
+) -> None:
+    folder, found = finished
+    student = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     teacher = AutoModelForCausalLM.from_pretrained(recipe.teacher, dtype=torch.float32).eval()
     assert student.config.num_hidden_layers == 2
     assert student.config.attention_dropout == teacher.config.attention_dropout
@@ -120,10 +129,10 @@ def test_a_student_keeps_the_vocabulary_and_is_a_folder_of_its_own(recipe: Recip
     assert not torch.equal(
         student.model.layers[0].mlp.up_proj.weight, teacher.model.layers[0].mlp.up_proj.weight
     )
-    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "student", recipe.teacher)]
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (folder, recipe.teacher)]
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     assert found.after.sampled > found.before.sampled
-    report = json.loads((tmp_path / "student" / "distillation.json").read_text())
+    report = json.loads((folder / "distillation.json").read_text())
     assert report["after"]["sampled"] == found.after.sampled
     ids = tokenizers[1](Path(recipe.text[0]).read_text(), add_special_tokens=False)["input_ids"]
     whole = torch.tensor(ids[: len(ids) // 32 * 32]).reshape(-1, 32)
@@ -132,13 +141,14 @@ def test_a_student_keeps_the_vocabulary_and_is_a_folder_of_its_own(recipe: Recip
     assert [point.step for point in found.losses if point.held_out] == sorted(
         {point.step for point in found.losses if point.held_out}
     )
-    assert "held out" in (tmp_path / "student" / "loss.svg").read_text()
+    assert "held out" in (folder / "loss.svg").read_text()
     with pytest.raises(ValueError, match="has a finished student"):
-        distill(recipe, tmp_path / "student", None, quiet)
+        distill(recipe, folder, None, quiet)
 
 
-def test_an_interrupted_run_continues_to_the_same_student(recipe: Recipe, tmp_path: Path) -> None:
-    distill(recipe, tmp_path / "whole", None, quiet)
+def test_an_interrupted_run_continues_to_the_same_student(
+    recipe: Recipe, finished: tuple[Path, Distillation], tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         distill(recipe, tmp_path / "parts", None, stops_at(11))
     with pytest.raises(ValueError, match="has a run with other options"):
@@ -150,7 +160,8 @@ def test_an_interrupted_run_continues_to_the_same_student(recipe: Recipe, tmp_pa
     found = distill(recipe, tmp_path / "parts", None, lambda stage, done, total: steps.append(done))
     assert min(step for step in steps if step) == 9  # after the checkpoint of step 8
     one, other = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "parts")
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (finished[0], tmp_path / "parts")
     )
     assert all(torch.allclose(weight, other[name], atol=1e-6) for name, weight in one.items())
     assert {point.step for point in found.losses} >= {1, 8, 20}

@@ -17,9 +17,9 @@ from loadtest.load.workloads import WORKLOADS, Shape
 SHAPE = Shape(sessions=12, prompt_tokens=9, output_tokens=6, vocabulary=250, context=200)
 
 
-async def drive(port, sessions, load, **options):
+async def drive(port, sessions, load, workers=2, **options):
     return await asyncio.to_thread(
-        driver.run, Server("127.0.0.1", port), sessions, load, workers=2, **options
+        driver.run, Server("127.0.0.1", port), sessions, load, workers=workers, **options
     )
 
 
@@ -59,7 +59,7 @@ async def test_an_open_loop_keeps_its_times_independent_of_the_server(served):
 
 async def test_no_session_begins_after_the_duration(served):
     _, port, _ = served
-    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), OpenLoop(10.0, math.inf), most_seconds=0.35)
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), OpenLoop(10.0, math.inf), 1, most_seconds=0.35)
     assert len(outcome.records) == 4
 
 
@@ -109,7 +109,7 @@ async def test_an_interrupt_stops_the_run_and_keeps_its_records(served):
 async def test_a_server_that_hangs_ends_the_run(served):
     running, port, _ = served
     running.engine.open.clear()
-    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(3), patience=0.6)
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(3), 1, patience=0.6)
     assert not outcome.interrupted
     assert {record.code for record in outcome.records} == {worker.SILENT}
     assert len(outcome.records) == 3, "nothing more is sent"
@@ -121,7 +121,7 @@ async def test_a_server_that_is_slow_but_sends_does_not_hang(served):
     running, port, _ = served
     running.engine.step_seconds = 0.2
     # The last of them wait for longer than the patience, and are answered.
-    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(2), patience=1.0)
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(2), 1, patience=1.0)
     assert {record.code for record in outcome.records} == {"OK"}
     assert max(record.ended for record in outcome.records) - outcome.records[0].sent > 2.0
 
@@ -135,7 +135,7 @@ async def test_requests_of_another_client_show_as_a_disagreement(served):
     running, port, metrics_port = served
     url = f"http://127.0.0.1:{metrics_port}/metrics"
     before = await asyncio.to_thread(reconcile.scrape, url)
-    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(2))
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(2), 1)
     await running.generate()
     side = reconcile.server_side(before, await asyncio.to_thread(reconcile.scrape, url))
     assert any(

@@ -13,19 +13,20 @@ from loadtest.compare.units import Rows, Unit, lacking, order
 from loadtest.deployment import FULL, parse, topk, window
 from loadtest.evaluation.text import Tokens, slices
 from loadtest.evaluation.types import Answer, Memory, TextBlock
-from loadtest.servers import serve
 from loadtest.tasks.types import Sample
 from loadtest.texts import prose, reference
 from longspan import Client
+from tests.loadtest.within import within
 
 pytestmark = pytest.mark.long
 
-NEAR = window(124, 4)
+NEAR = window(60, 4)
+FIT, BEYOND = 320, 700  # tokens of a context that both hold, and of one that is longer than that
 LATE = replace(NEAR, name="late")
 TEXT = prose(reference())
 
 
-def comparison(candidates=(FULL, NEAR), contexts=(512,), tasks=("needles",), **others):
+def comparison(candidates=(FULL, NEAR), contexts=(FIT,), tasks=("needles",), **others):
     return Comparison(Plan(candidates, contexts, (), tasks, "made up", "", **others), "", {})
 
 
@@ -36,21 +37,21 @@ def own(*answers):
     ]
 
 
-ARGUMENTS = ("--kv-memory", "128MiB", "--max-context", "600", "--threads", "1")
+SETTINGS = {"kv_memory": "128MiB", "max_context": 400, "threads": 1}
 
 
 @pytest.fixture(scope="module")
 def full(default_model):
-    with serve(*ARGUMENTS, *FULL.arguments) as address:
-        yield address
+    with within(FULL, **SETTINGS) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def clients(full):
     with (
-        serve(*ARGUMENTS, *NEAR.arguments) as near,
-        Client(full.host, full.port) as asks_full,
-        Client(near.host, near.port) as asks_near,
+        within(NEAR, **SETTINGS) as near,
+        full.client() as asks_full,
+        near.client() as asks_near,
     ):
         yield {FULL.name: asks_full, NEAR.name: asks_near}
 
@@ -63,9 +64,9 @@ def test_a_whole_round_gives_the_rows_of_the_analysis(clients):
     )
     units = list(itertools.islice(evaluator.units(), 4))
     assert units == [
-        Unit("text", 512),
-        Unit("memory", 512),
-        Unit("answers", 512, 0, "needles"),
+        Unit("text", FIT),
+        Unit("memory", FIT),
+        Unit("answers", FIT, 0, "needles"),
         Unit("answers", 0, 0, "own"),
     ]
     for unit in units:
@@ -79,13 +80,13 @@ def test_a_whole_round_gives_the_rows_of_the_analysis(clients):
     assert [(row.deployment, row.turn) for row in found.answers if row.task == "needles"] == [
         (name, turn) for name in clients for turn in range(3)
     ]
-    assert analysis.full_score(found, "needles", 512).count == 3
+    assert analysis.full_score(found, "needles", FIT).count == 3
     assert all(row.logprob < 0 for row in found.answers if row.task == "needles")
-    assert analysis.text_loss(found, NEAR.name, 512).count == 4
-    assert analysis.text_loss(found, NEAR.name, 512).value > 0, "the real model needs what a window hides"
+    assert analysis.text_loss(found, NEAR.name, FIT).count == 2, "blocks"
+    assert analysis.text_loss(found, NEAR.name, FIT).value > 0, "the real model needs what a window hides"
     assert all(0.5 < row.same_top < 1 for row in found.text if row.deployment == NEAR.name)
-    assert analysis.text_kl(found, NEAR.name, 512).value > 0.001
-    assert analysis.text_loss(found, FULL.name, 512).value == 0
+    assert analysis.text_kl(found, NEAR.name, FIT).value > 0.001
+    assert analysis.text_loss(found, FULL.name, FIT).value == 0
     full, near = found.memory
     assert full.bytes > 3 * near.bytes
     rows = [row for row in found.answers if row.task == "own"]
@@ -103,20 +104,20 @@ def test_a_whole_round_gives_the_rows_of_the_analysis(clients):
     assert [row.deployment for row in asked[units[1]].memory] == [LATE.name]
     assert {row.deployment for row in asked[units[3]].answers} == {FULL.name, LATE.name}
     asked[units[0]].add_to(found)
-    assert analysis.text_kl(found, LATE.name, 512) == analysis.text_kl(found, NEAR.name, 512)
+    assert analysis.text_kl(found, LATE.name, FIT) == analysis.text_kl(found, NEAR.name, FIT)
 
 
 def test_a_server_that_has_ended_is_named(clients):
     found = comparison((FULL, NEAR, topk(128)))
     evaluator = Evaluator(found, clients[FULL.name], text=TEXT, prose=TEXT, contexts=1)
-    unit = Unit("memory", 512)
+    unit = Unit("memory", FIT)
     with Client(port=1, timeout=5) as gone:
         rows = evaluator.run(unit, {**clients, topk(128).name: gone})
         assert [row.deployment for row in rows.memory] == list(clients)
         assert list(rows.failed) == [topk(128).name]
         rows.add_to(found)
         assert not lacking(unit, found)
-        lost = evaluator.run(Unit("text", 512), {**clients, FULL.name: gone})
+        lost = evaluator.run(Unit("text", FIT), {**clients, FULL.name: gone})
     assert list(lost.failed) == [FULL.name]
     assert not lost.text
     with pytest.raises(ValueError, match="without a server of 'full'"):
@@ -181,21 +182,21 @@ def test_rows_take_the_place_of_older_ones():
 def test_a_reading_answers_what_the_models_context_does_not_hold(clients, full):
     """The real model finds most numbers in a document twice as long as its context."""
     reading = parse("extractive passage_tokens=128 top=2 max_tokens=24")
-    found = comparison((FULL, NEAR, reading), beyond=(1200,))
+    found = comparison((FULL, NEAR, reading), beyond=(BEYOND,))
     address = (full.host, full.port)
     evaluator = Evaluator(
         found, clients[FULL.name], text=TEXT, prose=TEXT, turns=3, contexts=1, address=address
     )
     alive = {**clients, reading.name: clients[FULL.name]}
-    for length in (512, 1200):
+    for length in (FIT, BEYOND):
         evaluator.run(Unit("answers", length, 0, "needles"), alive).add_to(found)
     assert [(row.deployment, row.length) for row in found.answers] == [
-        *((name, 512) for name in (FULL.name, NEAR.name, reading.name) for _ in range(3)),
-        *((reading.name, 1200) for _ in range(3)),
+        *((name, FIT) for name in (FULL.name, NEAR.name, reading.name) for _ in range(3)),
+        *((reading.name, BEYOND) for _ in range(3)),
     ]
     assert not any(row.error for row in found.answers)
     assert all(row.seconds > 0 for row in found.answers)
-    far = [row for row in found.answers if row.length == 1200]
-    assert all(row.prompt_tokens > 1200 for row in far), "every passage was looked at"
+    far = [row for row in found.answers if row.length == BEYOND]
+    assert all(row.prompt_tokens > BEYOND for row in far), "every passage was looked at"
     assert sum(row.score for row in far) >= 2
-    assert not evaluator.due(Unit("text", 512), [reading.name])
+    assert not evaluator.due(Unit("text", FIT), [reading.name])

@@ -7,9 +7,10 @@ import math
 import pytest
 from rich.console import Console
 
+from loadtest.deployment import FULL
 from loadtest.load import fairness
-from loadtest.servers import serve
 from longspan import LongspanError
+from tests.loadtest.within import as_settings, within
 from tests.models_zoo import CONTEXT
 
 BESIDE = ("nothing", "1 long", "4 long")
@@ -17,8 +18,8 @@ BESIDE = ("nothing", "1 long", "4 long")
 
 @pytest.fixture(scope="module")
 def address(tiny_packed):
-    with serve("--no-prefix-cache", *tiny_packed, "--max-context", str(CONTEXT)) as address:
-        yield address
+    with within(FULL, **as_settings(tiny_packed), prefix_cache=False, max_context=CONTEXT) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,6 @@
 """``python -m loadtest.direct.growth`` with real engines of a tiny model, and the command itself."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import msgspec
@@ -105,15 +103,16 @@ def test_memory_that_the_machine_lacks_is_a_sentence(folder, monkeypatch):
     assert "give shorter --contexts or fewer --streams" in found.variants[0].refusal
 
 
-def test_the_command(tmp_path, tiny_packed):
-    command = [sys.executable, "-m", "loadtest.direct.growth", "--contexts", "256,512", "--streams", "1,2"]
+def test_the_command(tmp_path, tiny_packed, monkeypatch, capsys):
+    command = ["growth", "--contexts", "256,512", "--streams", "1,2"]
     command += ["--steps", "2", "--rounds", "2", "--backends", "sliding_window window=124", "xformers"]
     command += ["--json", str(tmp_path / "growth.json"), "--html", str(tmp_path / "growth.html")]
     command += ["--svg", str(tmp_path)]
-    done = subprocess.run([*command, "--", *tiny_packed], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "sliding_window window=124" in done.stdout
-    assert "! xformers: " in done.stdout
+    monkeypatch.setattr("sys.argv", [*command, "--", *tiny_packed])
+    code, told = main(), capsys.readouterr()
+    assert code == 0, told.err
+    assert "sliding_window window=124" in told.out
+    assert "! xformers: " in told.out
     result = json.loads((tmp_path / "growth.json").read_text())
     read = {
         (each["deployment"], each["load"]): each["figures"]["pages_read"] for each in result["measurements"]

@@ -28,14 +28,17 @@ from tests.loadtest.synthetic import (
 )
 
 RUNS = 200
+# Fewer seeds in `make test`, all of them in `make stress`.
+many_runs = pytest.mark.parametrize("runs", [80, pytest.param(RUNS, marks=pytest.mark.stress)])
 
 
 def outcomes(sizes, truth, runs=RUNS):
     return Counter(judge(draw(seed, sizes, topk=truth)).verdicts[0].outcome for seed in range(runs))
 
 
-def test_a_variant_without_loss_is_hardly_ever_called_unsafe():
-    assert outcomes(FEW, EQUAL)[Outcome.UNSAFE] <= 0.05 * RUNS
+@many_runs
+def test_a_variant_without_loss_is_hardly_ever_called_unsafe(runs):
+    assert outcomes(FEW, EQUAL, runs)[Outcome.UNSAFE] <= 0.05 * runs
 
 
 def test_a_variant_without_loss_is_found_safe_by_many_samples():
@@ -45,10 +48,10 @@ def test_a_variant_without_loss_is_found_safe_by_many_samples():
     assert outcomes(MANY, Truth(), 10) == {Outcome.SAFE: 10}
 
 
+@many_runs
 @pytest.mark.parametrize("worse", [Truth(nats=math.log(1.1)), Truth(lost=0.1 / 0.85)], ids=["text", "tasks"])
-def test_a_loss_of_twice_the_margin_is_hardly_ever_called_safe(worse):
-    found = outcomes(FEW, worse)
-    assert found[Outcome.SAFE] <= 0.05 * RUNS
+def test_a_loss_of_twice_the_margin_is_hardly_ever_called_safe(worse, runs):
+    assert outcomes(FEW, worse, runs)[Outcome.SAFE] <= 0.05 * runs
 
 
 @pytest.mark.parametrize("worse", [Truth(nats=math.log(1.1)), Truth(lost=0.5 / 0.85)], ids=["text", "tasks"])

@@ -79,10 +79,23 @@ def _growth():
     return growth
 
 
-@pytest.mark.parametrize("kind", ["three", "eleven", "beginning", "failing", "load", "growth"])
-def test_a_page_needs_nothing_fits_a_phone_and_can_be_read(browser, reports, kind):
+KINDS = ("three", "eleven", "beginning", "failing", "load", "growth")
+VIEWS = tuple(itertools.product((WIDE, PHONE), ("light", "dark")))
+# Of most kinds each size and each scheme once; all four of all in `make stress`.
+TWO = (VIEWS[0], VIEWS[3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "views"),
+    [
+        ("three", VIEWS),
+        *((kind, TWO) for kind in KINDS[1:]),
+        *(pytest.param(kind, VIEWS, marks=pytest.mark.stress) for kind in KINDS[1:]),
+    ],
+)
+def test_a_page_needs_nothing_fits_a_phone_and_can_be_read(browser, reports, kind, views):
     pages = {}
-    for size, scheme in itertools.product((WIDE, PHONE), ("light", "dark")):
+    for size, scheme in views:
         with opened(browser, reports[kind], size, scheme) as page:
             across = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
             assert across[0] <= across[1], f"{kind} at {size[0]} is {across[0]} wide"

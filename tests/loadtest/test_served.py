@@ -8,20 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from loadtest.compare.plan import Asked, make_plan
+from loadtest.compare.preflight import look
 from loadtest.deployment import FULL, Deployment, window
 from loadtest.measuring import served
 from loadtest.measuring.busy import busy
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
-from loadtest.servers import NotStartedError, serve
-from longspan import Client, LongspanError
+from longspan import Client, DeadlineError, LongspanError
 from tests.models_zoo import CONTEXT
 
 pytestmark = pytest.mark.long
@@ -38,9 +40,15 @@ def arguments(tiny_packed):
 
 
 @pytest.fixture(scope="module")
-def targets(arguments):
-    with open_all([FULL, WINDOW], arguments, 1 << 21) as opened:
-        yield opened
+def opened(arguments):
+    """Both servers, and what ends them."""
+    with ExitStack() as ends:
+        yield ends.enter_context(open_all([FULL, WINDOW], arguments, 1 << 21)), ends
+
+
+@pytest.fixture(scope="module")
+def targets(opened):
+    return opened[0]
 
 
 def at_work(target):
@@ -50,20 +58,28 @@ def at_work(target):
         return load.running, load.waiting
 
 
-@pytest.mark.parametrize("name", ["full", WINDOW.name])
-@pytest.mark.parametrize(
-    "load",
-    [
-        CACHED,
-        replace(CACHED, concurrency=3),
-        replace(CACHED, rate=50.0, concurrency=0, requests=3),
-        NEW,
-        replace(NEW, concurrency=2, requests=4),
-        replace(NEW, rate=50.0, concurrency=0, requests=3),
-    ],
-    ids=lambda load: load.label,
+# Each kind of load on one of both, new and cached prompts on each; all on both in `make stress`.
+LOADS = (
+    (CACHED, FULL.name),
+    (replace(CACHED, concurrency=3), WINDOW.name),
+    (replace(CACHED, rate=50.0, concurrency=0, requests=3), FULL.name),
+    (NEW, WINDOW.name),
+    (replace(NEW, concurrency=2, requests=4), FULL.name),
+    (replace(NEW, rate=50.0, concurrency=0, requests=3), WINDOW.name),
 )
-def test_every_load_gives_its_figures_and_leaves_an_idle_server(targets, name, load):
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        pytest.param(
+            load, name, marks=() if name == short else pytest.mark.stress, id=f"{load.label}, {name}"
+        )
+        for load, short in LOADS
+        for name in (FULL.name, WINDOW.name)
+    ],
+)
+def test_every_load_gives_its_figures_and_leaves_an_idle_server(targets, load, name):
     figures = targets[name].measure(load, 1)
     wanted = {"tpot", "output_rate"} | (set() if load.cached else {"ttft", "prefill_rate"})
     assert figures.keys() == wanted
@@ -129,12 +145,13 @@ def test_rounds_over_real_servers_know_whose_time_is_whose(targets):
     assert not any(str(target.pids[0]) in each.disturbed for each in made for target in targets.values())
 
 
-def test_a_core_that_another_process_keeps_busy_is_noticed(targets):
+def test_a_core_that_another_process_keeps_busy_is_noticed(targets, monkeypatch):
+    monkeypatch.setattr("loadtest.measuring.rounds.MOST_REPEATS", 0)  # they would be as disturbed
     # The shell has ended when it is measured, so that what it started descends from this process no more.
     spin = f"{shlex.quote(sys.executable)} -c 'while True: pass' >/dev/null & echo $!"
     pid = int(subprocess.run(["sh", "-c", spin], stdout=subprocess.PIPE, check=True).stdout)
     try:
-        rounds = Rounds(targets, [Load(CONTEXT, 400, concurrency=4, requests=8, cached=True)])
+        rounds = Rounds(targets, [Load(CONTEXT, 200, concurrency=4, requests=4, cached=True)])
         rounds.run(600, lambda load: rounds.rounds[load.label] == 1)
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -209,10 +226,33 @@ def test_groups_have_the_base_and_as_many_as_memory_holds(targets, monkeypatch):
     assert most_at_once(os.getpid(), 1 << 40, 10_000) < 10_000
 
 
-def test_why_a_server_did_not_start_is_said_without_its_log():
-    with pytest.raises(NotStartedError) as refused, serve("--attention", "sliding_windw"):
-        pass
-    start, why = str(refused.value).split(" did not start: ")
-    assert start == "longspan serve --attention sliding_windw"
-    assert why.startswith("there is no attention backend 'sliding_windw'; ")
-    assert "INFO" not in why
+def test_only_memory_decides_how_many_servers_are_at_once(arguments, targets, monkeypatch):
+    monkeypatch.setattr("loadtest.compare.preflight.open_all", lambda *_: nullcontext(targets))
+    asked = {"contexts": [CONTEXT], "tasks": ["niah_single_1"], "candidates": ["sliding_window"]}
+    plan, material = make_plan(Asked(**asked, arguments=list(arguments)))
+    assert len(plan.candidates) == 2
+    assert look(plan, material, str).at_once > 2, "a file that it goes on with may have more candidates"
+
+
+# The last one: no other has servers after it.
+def test_an_engine_that_hangs_fails_its_candidate_and_is_ended(opened, monkeypatch):
+    monkeypatch.setattr("loadtest.servers._STOP_SECONDS", 3.0)
+    monkeypatch.setattr("loadtest.servers._ENGINE_SECONDS", 1.0)
+    targets, ends = opened
+    hanging, load = targets[WINDOW.name], Load(CONTEXT, 8, 1, requests=1)
+    (pid,) = hanging.pids
+    engines = psutil.Process(pid).children(recursive=True)
+    for engine in engines:
+        engine.send_signal(signal.SIGSTOP)
+    rounds = Rounds(targets, [load])
+    hanging.allow(5.0)  # the other one may take its time on a busy machine
+    rounds.step(load)
+    assert list(rounds.failed) == [(load.label, WINDOW.name)]
+    assert "hangs" in rounds.failed[load.label, WINDOW.name]
+    with Client(hanging.host, hanging.port) as client:
+        client.timeout = 2.0
+        with pytest.raises(DeadlineError):
+            client.generate([5] * 40, max_tokens=4)
+    ends.close()
+    assert not [each for each in engines if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    assert not psutil.pid_exists(pid)

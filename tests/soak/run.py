@@ -244,15 +244,15 @@ class _Load:
         self._record.begin(fault)
         if fault != QUIET:
             await faults.inject(fault)
-        # A window is longer where its fault is, or where clients are not yet seen to be served.
+        # A window is longer where its fault is, or where clients and looks at health are not yet seen served.
         last = time.monotonic() + 2 * self._plan.window
         await asyncio.sleep(max(0.0, end - time.monotonic()))
         while time.monotonic() < last and not self._served():  # noqa: ASYNC110 (counts send no event)
             await asyncio.sleep(0.05)
 
     def _served(self) -> bool:
-        least = self._plan.limits.answers
-        return self._record.now.answered >= least and self._record.now.compared >= least
+        least, now = self._plan.limits.answers, self._record.now
+        return now.answered >= least and now.compared >= least and bool(now.health)
 
     async def _settle(self) -> None:
         """Waits until the servers have nothing to do; notes what they still work on if that does not come."""
