@@ -67,7 +67,10 @@ def test_scores_are_those_of_transformers(client, folder):
 
 async def test_the_asyncio_client_scores_the_same(client, server):
     async with server.aclient() as other:
-        assert (await other.score(INPUTS)).scores == client.score(INPUTS).scores
+        for ours, theirs in zip(client.score(INPUTS).scores, (await other.score(INPUTS)).scores, strict=True):
+            assert ours.tokens == theirs.tokens
+            # How many texts a step has depends on when they come, and rounds differently.
+            assert list(ours.logits) == pytest.approx(list(theirs.logits), abs=1e-5)
 
 
 def test_long_pairs_are_cut_only_where_that_is_asked_for(client):
