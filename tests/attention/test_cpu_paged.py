@@ -29,10 +29,10 @@ from tests.attention.cases import (
     patterns,
     sequences,
 )
+from tests.cover import every_pair
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.instructions import at, every_level
 from tests.models_zoo import save_tiny
-from tests.pairwise import pairwise
 
 DTYPES = list(CACHE_DTYPES.values())
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_queries_rerotated_toward_the_first_keys(
     check(case, pattern, rerotated)
 
 
-@pairwise(
+@every_pair(
     sizes=[(9, 3, 64, 64), (5, 1, 80, 72), (14, 2, 128, 128), (1, 1, 33, 257), (130, 1, 4, 4)],
     dtype=DTYPES,
     window=[None, 600],
@@ -141,7 +141,7 @@ def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, 
         torch.set_num_threads(threads)
 
 
-@pairwise(
+@every_pair(
     lengths=[(1700,), (130, 1700), (127, 128, 600, 5, 300)],
     dtype=DTYPES,
     prompt=[True, False],
@@ -194,7 +194,7 @@ def test_weights_are_exact_to_float32():
     torch.testing.assert_close(result[near], expected[near], rtol=5e-7, atol=0)
 
 
-@pairwise(rows=[1, 2, 16, 17, 85, 86, 257], heads=[(9, 3), (4, 4), (8, 1)], dtype=DTYPES)
+@every_pair(rows=[1, 2, 16, 17, 85, 86, 257], heads=[(9, 3), (4, 4), (8, 1)], dtype=DTYPES)
 def test_blocks_of_any_number_of_rows(rows, heads, dtype):
     """Panels that are full, begun, or hold one query; tiles that none, some or all of their queries see."""
     case = make_case(LayerSpec(0, *heads, 24, 40, 0.2), [(rows + 130, rows)], 16, dtype=dtype)

@@ -18,8 +18,8 @@ from attention.kernels.cpu.paged import CpuPaged
 from attention.patterns.full import Full
 from attention.patterns.topk import TopK
 from tests.attention.cases import Case, attend, known, layers, make_case, selection, sequences, update
+from tests.cover import every_pair
 from tests.instructions import at, every_level
-from tests.pairwise import pairwise
 
 DTYPES = list(CACHE_DTYPES.values())
 
@@ -88,7 +88,7 @@ def test_select_equals_selection(layer, shapes, page_size, pattern, seed, tied, 
     assert check(case, pattern) == len(case.batch.visible.selecting(pattern))
 
 
-@pairwise(
+@every_pair(
     sizes=[(9, 3, 64, None), (5, 1, 80, None), (14, 2, 128, 3000), (4, 4, 33, None), (34, 1, 4, 500)],
     dtype=DTYPES,
     tied={"apart": False, "tied": True},

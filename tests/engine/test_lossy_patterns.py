@@ -10,9 +10,9 @@ import transformers
 from attention.backends import resolve
 from attention.types import LayerSpec
 from server.messages import Submit
+from tests.cover import every_pair
 from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
-from tests.pairwise import pairwise
 
 WINDOW = {"backend": "sliding_window", "options": {"window": "9", "sinks": "3"}}
 SEGMENT = {"backend": "sparse", "options": {"pattern": "segment", "segment": "6", "sinks": "2"}}
@@ -68,7 +68,7 @@ def tokens_of(outcomes):
     return [outcome.tokens for outcome in outcomes.values()]
 
 
-@pairwise(
+@every_pair(
     attention={"window": WINDOW, "segment": SEGMENT, "bigbird": BIGBIRD},
     page_size=[1, 4, 16],
     kernel=["sdpa", "reference"],

@@ -8,7 +8,7 @@ from torch import nn
 
 from server.models.in_float32 import in_float32
 from server.models.load import load_model
-from tests.cover import product
+from tests.cover import every_value
 from tests.models_zoo import KINDS, VOCABULARY, save_tiny
 
 IDS = torch.randint(VOCABULARY, (1, 20), generator=torch.Generator().manual_seed(0))
@@ -20,9 +20,7 @@ def eager(model):
         return model(input_ids=IDS, use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), product([kind for kind in KINDS if kind != "bloom"], ["bfloat16", "float16"])
-)
+@every_value(kind=[kind for kind in KINDS if kind != "bloom"], dtype=["bfloat16", "float16"])
 def test_logits_are_those_of_the_same_weights_in_float32(kind, dtype, tmp_path):
     model = load_model(save_tiny(kind, tmp_path), dtype, "cpu", None, lambda *_: None).model
     before = {name: (id(tensor), tensor.dtype) for name, tensor in model.state_dict(keep_vars=True).items()}

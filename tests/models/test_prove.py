@@ -16,7 +16,7 @@ from server.models.load import load_model
 from server.models.logits import _DECODES as DECODES
 from server.models.prove import Proven, check_served, compute_own, prove
 from server.models.recognize_layers import fuse, recognize_layers
-from tests.cover import product
+from tests.cover import every_value
 from tests.models.proving import proven
 from tests.models_zoo import CONTEXT, KINDS, WINDOW, save_tiny
 
@@ -32,10 +32,10 @@ def serve(tmp_path):
     return serve
 
 
-PASS = product([kind for kind in KINDS if kind != "bloom"], DTYPES)
+OF_THE_INTERFACE = every_value(kind=[kind for kind in KINDS if kind != "bloom"], dtype=DTYPES)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), PASS)
+@OF_THE_INTERFACE
 def test_models_of_the_attention_interface_pass(kind, dtype, serve):
     loaded = serve(kind, dtype)
     proven(loaded)
@@ -43,7 +43,7 @@ def test_models_of_the_attention_interface_pass(kind, dtype, serve):
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize(("kind", "dtype"), PASS)
+@OF_THE_INTERFACE
 def test_models_of_the_attention_interface_pass_by_the_reference(kind, dtype, serve):
     proven(serve(kind, dtype), "reference", page_size=16)
 
@@ -52,9 +52,9 @@ def test_the_default_model_passes(default_model):
     proven(load_model(default_model, "float32", "cpu", None, lambda stage, fraction: None), page_size=16)
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtypes"),
-    product(["llama", "gemma2", "gpt2", "mixtral"], itertools.product(["float32", "bfloat16"], CACHE_DTYPES)),
+@every_value(
+    kind=["llama", "gemma2", "gpt2", "mixtral"],
+    dtypes=itertools.product(["float32", "bfloat16"], CACHE_DTYPES),
 )
 def test_a_cache_in_another_format_passes(kind, dtypes, serve):
     dtype, kv_dtype = dtypes
@@ -85,7 +85,7 @@ LOST = [
 ]
 
 
-@pytest.mark.parametrize(("lost", "dtype"), product(LOST, DTYPES))
+@every_value(lost=LOST, dtype=DTYPES)
 def test_a_lost_feature_is_noticed(lost, dtype, serve):
     kind, change = lost
     loaded = serve(kind, dtype, **({"sliding_window": 8} if kind == "mixtral" else {}))
@@ -95,9 +95,7 @@ def test_a_lost_feature_is_noticed(lost, dtype, serve):
     refused(dataclasses.replace(loaded, layers=layers))
 
 
-@pytest.mark.parametrize(
-    ("part", "dtype"), product(["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"], DTYPES)
-)
+@every_value(part=["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"], dtype=DTYPES)
 def test_a_bias_of_one_layer_that_is_lost_is_noticed(part, dtype, serve):
     """A key's shows least, since a softmax forgets what all keys have in common."""
     loaded = serve("llama", dtype, attention_bias=True, mlp_bias=True)
@@ -130,7 +128,7 @@ def test_a_mask_that_is_lost_is_noticed(dtype, serve):
     refused(serve("llama", dtype), attention_by(_Unmasked()))
 
 
-@pytest.mark.parametrize(("dtype", "shift"), product(DTYPES, [1, -1]))
+@every_value(dtype=DTYPES, shift=[1, -1])
 def test_positions_that_are_off_by_one_within_a_chunk_are_noticed(dtype, shift, serve):
     """The same shift of all tokens changes nothing, as rotary positions tell distances only."""
     loaded = serve("llama", dtype)
@@ -258,7 +256,7 @@ def attention_by(kernel):
     )
 
 
-@pytest.mark.parametrize(("rows", "dtype"), product(["decode", "chunk"], ["float32", "bfloat16"]))
+@every_value(rows=["decode", "chunk"], dtype=["float32", "bfloat16"])
 def test_a_kernel_that_fails_only_in_decode_or_only_in_prefill_is_noticed(rows, dtype, serve):
     """The kernels of ``auto`` on a GPU have different code for the two; neither is served unproven."""
     proven(serve("llama", dtype), "reference")

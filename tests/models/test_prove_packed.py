@@ -22,7 +22,7 @@ from server.models.quantized.rotary import OwnRotary
 from server.models.quantized.stack import QuantizedStack
 from server.models.quantized.workspace import Workspace
 from server.models.recognize_layers import recognize_layers
-from tests.cover import product
+from tests.cover import every_value
 from tests.instructions import at, every_level, with_matrix_unit
 from tests.models_zoo import CONTEXT, save_tiny
 
@@ -61,7 +61,7 @@ SAME = [
 
 
 @every_level
-@pytest.mark.parametrize(("same", "bits"), product(SAME, [4, 8]))
+@every_value(same=SAME, bits=[4, 8])
 def test_layers_that_compute_the_same_pass(level, same, bits, tmp_path):
     kind, config = same
     with at(level):
