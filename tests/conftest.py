@@ -66,3 +66,10 @@ def tiny_packed(tiny: Path, of_the_run: Path) -> tuple[str, ...]:
     """
     cache = share_kernels(of_the_run / "packed")
     return ("--model", str(tiny), "--weights", "int8", "--cache-dir", str(cache), "--threads", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_packed: tuple[str, ...]) -> dict[str, str]:
+    """What ``tiny_packed`` has, as settings of a server in this process (``tests.e2e.here``)."""
+    names = (option.removeprefix("--").replace("-", "_") for option in tiny_packed[::2])
+    return dict(zip(names, tiny_packed[1::2], strict=True))

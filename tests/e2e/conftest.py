@@ -17,13 +17,6 @@ def server(default_model):
         wait_ended(engine, 20)
 
 
-@pytest.fixture(scope="session")
-def tiny_settings(tiny_packed):
-    """What ``tiny_packed`` has, as settings of a server in this process (``tests.e2e.here``)."""
-    names = (option.removeprefix("--").replace("-", "_") for option in tiny_packed[::2])
-    return dict(zip(names, tiny_packed[1::2], strict=True))
-
-
 @pytest.fixture(scope="module")
 def running():
     """Servers of the tiny model that tests of a file left running, by their arguments; each ends cleanly."""

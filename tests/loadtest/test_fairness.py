@@ -10,15 +10,15 @@ from rich.console import Console
 from loadtest.deployment import FULL
 from loadtest.load import fairness
 from longspan import LongspanError
-from tests.loadtest.within import as_settings, within
+from tests.loadtest.within import within
 from tests.models_zoo import CONTEXT
 
 BESIDE = ("nothing", "1 long", "4 long")
 
 
 @pytest.fixture(scope="module")
-def address(tiny_packed):
-    with within(FULL, **as_settings(tiny_packed), prefix_cache=False, max_context=CONTEXT) as running:
+def address(tiny_settings):
+    with within(FULL, **tiny_settings, prefix_cache=False, max_context=CONTEXT) as running:
         yield running
 
 
